@@ -1,0 +1,86 @@
+# make train   make .venv, install, train an agent; again: resumes. AGENT= and ARGS= choose.
+# make test    install the tools too, then ruff, mypy and the quick tests.
+# Everything lands in .venv; nothing outside this directory is changed but pip's cache.
+
+PYTHON ?= python3
+AGENT ?= dueling_dqn_atari
+BENCH ?= replay
+ARGS ?=
+
+venv_python := .venv/bin/python
+agents := $(sort $(basename $(notdir $(wildcard agents/*.py))))
+benchmarks := $(sort $(basename $(notdir $(wildcard benchmarks/*.py))))
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint test-slow bench clean
+
+help:
+	@echo "make train      install into .venv, then run agents/AGENT.py; again: resumes"
+	@echo "                AGENT=$(AGENT) (of: $(agents))"
+	@echo "                ARGS='--help' lists what the agent can be told"
+	@echo "make test       ruff, mypy and the quick tests"
+	@echo "make lint       ruff and mypy only"
+	@echo "make test-slow  the slow tests (those that need a GPU skip without one)"
+	@echo "make bench      run benchmarks/BENCH.py; BENCH=$(BENCH) (of: $(benchmarks)), ARGS= as above"
+	@echo "make clean      remove .venv, caches and build products; runs/ stays"
+	@echo "PYTHON=$(PYTHON) is the Python that makes .venv: 3.11 or later, with venv and pip"
+
+# A command alone on its line replaces make's shell: Ctrl-C reaches the program directly, and make
+# ends with 130 once the program has saved its checkpoint and gone.
+train: require-agent .venv/.stamp-run
+	$(venv_python) agents/$(AGENT).py $(ARGS)
+
+test: lint
+	$(venv_python) -m pytest -m "not slow and not gpu"
+
+lint: .venv/.stamp-test
+	$(venv_python) -m ruff check .
+	$(venv_python) -m mypy
+
+test-slow: .venv/.stamp-test
+	$(venv_python) -m pytest -m slow
+
+bench: require-benchmark .venv/.stamp-bench
+	$(venv_python) benchmarks/$(BENCH).py $(ARGS)
+
+clean:
+	rm -rf .venv build dist classicrl.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find classicrl agents benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A misspelt name should not cost an install first.
+.PHONY: require-agent require-benchmark
+require-agent:
+	@[ -f 'agents/$(AGENT).py' ] || \
+	    { echo "There is no agents/$(AGENT).py; AGENT can be: $(agents)" >&2; exit 2; }
+require-benchmark:
+	@[ -f 'benchmarks/$(BENCH).py' ] || \
+	    { echo "There is no benchmarks/$(BENCH).py; BENCH can be: $(benchmarks)" >&2; exit 2; }
+
+# Each stamp says that one set of extras is installed as setup.cfg and constraints.txt want it.
+.venv/.stamp-run: extras := atari,plots
+.venv/.stamp-test: extras := dev,atari
+.venv/.stamp-bench: extras := atari,plots,bench
+
+# .venv/.unfinished stands from before the first file is written until pip has succeeded. A .venv
+# that has it was interrupted, may hold half a package that pip takes for a whole one, and is
+# made anew; pip's cache keeps the downloads.
+.venv/.stamp-run .venv/.stamp-test .venv/.stamp-bench: setup.cfg constraints.txt
+	@set -e; \
+	if [ -e .venv/.unfinished ] || ! $(venv_python) -m pip --version >/dev/null 2>&1; then \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || \
+	        { echo "classicrl needs Python 3.11 or later, and '$(PYTHON)' is not one:" \
+	               "name one with PYTHON=/path/to/python3.11" >&2; exit 2; }; \
+	    $(PYTHON) -c 'import ensurepip, venv' >/dev/null 2>&1 || \
+	        { echo "'$(PYTHON)' lacks venv or pip: install them (Debian, Ubuntu: python3-venv)" \
+	               "or name another Python with PYTHON=" >&2; exit 2; }; \
+	    if [ -e .venv ]; then echo "The last install into .venv was cut short: starting afresh."; fi; \
+	    echo "Making the virtual environment .venv with $$($(PYTHON) --version) ..."; \
+	    rm -rf .venv; mkdir .venv; touch .venv/.unfinished; \
+	    $(PYTHON) -m venv .venv; \
+	fi; \
+	echo "Installing classicrl [$(extras)] into .venv; the first time torch alone takes minutes ..."; \
+	touch .venv/.unfinished; \
+	$(venv_python) -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(extras)]'; \
+	rm .venv/.unfinished; \
+	touch $@; \
+	echo "Installed."

@@ -1,0 +1,429 @@
+"""Dueling DQN on Atari games.
+
+    Q(x,a) = V(x) + F(x,a) - mean_b F(x,b)
+
+Wang et al. 2016, "Dueling Network Architectures for Deep Reinforcement Learning", on the training
+loop of DQN (Mnih et al. 2015). The presets fix everything; any flag given wins over its preset:
+
+    cpu   the small torso of 2013 and 1M steps, about an hour on two cores
+    fast  as cpu, with double Q and 3-step returns: learns in fewer steps
+    gpu   the Nature torso, double Q as in the paper, 10M steps
+
+The same command again continues the run. docs/dueling_dqn.md explains every figure logged.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from classicrl.command_line import (
+    exit_with,
+    has_nvidia_driver,
+    may_change,
+    parse,
+    require_positive,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A step is one agent decision in one environment: 4 frames."""
+
+    preset: Literal["cpu", "fast", "gpu"] = "cpu"
+    """Where the defaults come from."""
+    env_id: str = "ALE/Pong-v5"
+    """Any game of ale-py."""
+    protocol: Literal["classic", "sticky"] = "classic"
+    """classic: no sticky actions, a lost life ends the bootstrapped episode. sticky: actions are
+    repeated with probability 0.25 per frame, only the end of the game counts."""
+    total_steps: int = may_change(1_000_000)
+    """Steps to train for."""
+    seed: int = 0
+    """Of everything random."""
+    num_envs: int = 8
+    """Games played side by side; 1 makes resuming exact to the bit."""
+    device: Literal["auto", "cpu", "cuda"] = may_change("auto")
+    """auto: the GPU if there is one."""
+    threads: int = may_change(0)
+    """CPU threads; 0: all that this process may use."""
+    run_dir: Path | None = may_change(None)
+    """Default: runs/dueling_dqn_atari/<environment>-<protocol>/seed<seed>."""
+    overwrite: bool = may_change(False)
+    """Delete what an earlier run left in the run directory."""
+
+    torso: Literal["nature", "small"] = "small"
+    """nature: the convolutions of 2015. small: those of 2013, a third of the arithmetic."""
+    double: bool = False
+    """Choose bootstrap actions with the online network."""
+    n_steps: int = 1
+    """Steps summed into a return."""
+    gamma: float = 0.99
+    """Discount per step."""
+    loss: Literal["squared", "huber"] = "squared"
+    """Of the TD error."""
+    learning_rate: float = 1e-4
+    """Of Adam."""
+    adam_eps: float = 1e-8
+    """Of Adam."""
+    max_grad_norm: float = 10.0
+    """Bound on the norm of the gradient."""
+    batch_size: int = 32
+    """Transitions per update."""
+    replay_capacity: int = 200_000
+    """Frames kept; 7 kB each."""
+    update_period_steps: int = 4
+    """One update every so many steps."""
+    target_period_steps: int = 1_000
+    """The target network is copied every so many steps."""
+    first_update_steps: int | None = None
+    """Steps before the first update. Default: 5% of the run, at most 80,000."""
+    epsilon_end: float = 0.01
+    """Share of random actions, from 1 down to this."""
+    epsilon_decay_steps: int | None = None
+    """Steps over which it falls. Default: 10% of the run."""
+
+    log_period_steps: int = may_change(2_000)
+    """Steps between rows of metrics.csv."""
+    evaluation_period_steps: int = may_change(100_000)
+    """Steps between evaluations."""
+    evaluation_episodes: int = may_change(10)
+    """Games in each."""
+    final_evaluation_episodes: int = may_change(30)
+    """Games in the last one."""
+    checkpoint_period_steps: int = may_change(50_000)
+    """Steps between checkpoints."""
+    checkpoint_replay: Literal["full", "none"] = may_change("full")
+    """none: leave the replay out; a resume then refills it before it updates."""
+
+
+PRESETS = {
+    "cpu": Config(),
+    "fast": Config(preset="fast", double=True, n_steps=3),
+    "gpu": Config(
+        preset="gpu",
+        torso="nature",
+        double=True,
+        total_steps=10_000_000,
+        num_envs=128,
+        replay_capacity=1_000_000,
+        checkpoint_period_steps=500_000,
+        log_period_steps=10_000,
+        evaluation_period_steps=500_000,
+    ),
+}
+
+
+def resolve(config: Config) -> Config:
+    """Fills in what depends on other fields."""
+    return dataclasses.replace(
+        config,
+        first_update_steps=config.first_update_steps
+        or max(1, min(80_000, config.total_steps // 20)),
+        epsilon_decay_steps=config.epsilon_decay_steps or max(1, config.total_steps // 10),
+    )
+
+
+if __name__ == "__main__":  # before torch is imported, so that --help answers at once
+    command_line = parse(PRESETS, "gpu" if has_nvidia_driver() else "cpu", __doc__ or "")
+
+import contextlib
+import math
+import time
+from collections import deque
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from classicrl.algorithms.dqn import DQNLearner
+from classicrl.checkpoint import CheckpointNotWritten, CheckpointStore, save_model
+from classicrl.console import TrainingProgress
+from classicrl.envs.atari import PROTOCOLS, AtariVector, make_atari
+from classicrl.errors import RunFailure
+from classicrl.evaluation import (
+    Evaluation,
+    epsilon_greedy,
+    evaluate,
+    evaluation_epsilon,
+    record_gif,
+)
+from classicrl.experiment import Run, StopRequest, versions
+from classicrl.loggers import CsvLog, EpisodeStatistics, MeanMetrics, MetricsLog
+from classicrl.machine import choose_device, describe, require_memory, set_threads
+from classicrl.networks import atari_q_network
+from classicrl.replay import ReplayArchive, ReplayBuffer, replay_nbytes
+from classicrl.schedules import crossings, linear
+
+AGENT = "dueling_dqn_atari"
+EVALUATION_SEED = 1_000_000  # evaluation games are none of the training's
+PROGRESS_PERIOD_STEPS = 200
+METRICS = (
+    "charts/episodic_return",
+    "charts/episodes",
+    "charts/updates",
+    "charts/epsilon",
+    "charts/steps_per_second",
+    "charts/wall_seconds",
+    "losses/td",
+    "diagnostics/q",
+    "diagnostics/grad_norm",
+)
+
+
+EVALUATIONS = ("mean_return", "std_return", "episodes", "epsilon")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Trains, or continues, or reports a finished run; returns its summary."""
+    may_be_zero = {"seed", "threads", "epsilon_end"}
+    require_positive(config, except_for=may_be_zero)
+    game = config.env_id.replace("/", "-")
+    directory = config.run_dir or Path(f"runs/{AGENT}/{game}-{config.protocol}/seed{config.seed}")
+    with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
+        config = run.configure(config, resolve)
+        summary = run.summary
+        if summary is None or summary["total_steps"] < config.total_steps:
+            summary = train(config, run, stop)
+        print(run.closing_lines(summary))
+        return summary
+
+
+def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
+    """The whole of the training, from nothing or from the last checkpoint; returns the summary."""
+    device = choose_device(config.device)
+    threads = set_threads(config.threads)
+    protocol = PROTOCOLS[config.protocol]
+    software = versions()
+
+    # -- The parts -----------------------------------------------------------------------------
+    envs = make_atari(
+        config.env_id, config.num_envs, protocol=protocol, seed=config.seed, num_threads=threads
+    )
+    stack, *frame_shape = envs.obs_shape
+    require_memory(
+        replay_nbytes(config.replay_capacity, tuple(frame_shape)),
+        device,
+        what=f"a replay of {config.replay_capacity:,} frames",
+        flag="--replay-capacity",
+    )
+    network = atari_q_network(config.torso, "dueling", envs.num_actions, seed=config.seed)
+    learner = DQNLearner(
+        network.to(device, memory_format=torch.channels_last),
+        learning_rate=config.learning_rate,
+        adam_eps=config.adam_eps,
+        double=config.double,
+        loss=config.loss,
+        max_grad_norm=config.max_grad_norm,
+    )
+    replay = ReplayBuffer(
+        config.replay_capacity,
+        tuple(frame_shape),
+        config.num_envs,
+        stack=stack,
+        n_steps=config.n_steps,
+        gamma=config.gamma,
+        device=device,
+        seed=config.seed,
+    )
+    archive = ReplayArchive(run.directory / "checkpoints" / "replay")
+    explore_rng = np.random.default_rng([config.seed, 1])
+    episodes = EpisodeStatistics(config.num_envs)
+    means = MeanMetrics()
+    recent_grad_norms: deque[torch.Tensor] = deque(maxlen=500)
+
+    def policy(obs: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return learner.act(torch.from_numpy(obs).to(device)).cpu().numpy()
+
+    # -- Where it stands: at nothing, or at the last checkpoint --------------------------------
+    progress = TrainingProgress(config.total_steps)
+    checkpoints = CheckpointStore(run.directory / "checkpoints", warn=progress.say)
+    step = updates = evaluated_at_step = refill_steps = refill_left = 0
+    seconds_before = 0.0
+    parts = {"learner": learner, "envs": envs, "episodes": episodes, "means": means}
+    checkpoint = checkpoints.load_latest()
+    if checkpoint is None:
+        obs = envs.reset()
+    else:
+        state = checkpoint.state
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        explore_rng.bit_generator.state = state["explore_rng"]
+        step, updates, seconds_before = state["step"], state["updates"], state["seconds"]
+        evaluated_at_step, refill_steps = state["evaluated_at_step"], state["refill_steps"]
+        progress.say(f"continuing from step {step:,} in {run.directory}")
+        if "replay" in state:
+            replay.load_state_dict(state["replay"])
+            archive.load_state_dict(state["archive"])
+            archive.load(replay)
+        else:
+            refill_left = min(config.first_update_steps, step)
+            progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
+        if isinstance(envs, AtariVector):
+            # The C++ emulators cannot be saved: new games begin, and none spans the break.
+            replay.break_streams()
+            episodes.begin_new_episodes()
+        obs = envs.observation()
+    metrics_log = MetricsLog(run.directory, METRICS, resume_step=step)
+    evaluations_log = CsvLog(run.directory / "evaluations.csv", EVALUATIONS, resume_step=step)
+    started = time.monotonic()
+
+    def save() -> None:
+        state = {name: part.state_dict() for name, part in parts.items()} | {
+            "explore_rng": explore_rng.bit_generator.state,
+            "step": step,
+            "updates": updates,
+            "evaluated_at_step": evaluated_at_step,
+            "refill_steps": refill_steps,
+            "seconds": seconds_before + time.monotonic() - started,
+        }
+        card = {"agent": AGENT, "env_id": config.env_id, "protocol": config.protocol}
+        card |= {"torso": config.torso, "head": "dueling", "step": str(step)}
+        try:
+            files = []
+            if config.checkpoint_replay == "full":
+                files = archive.save(replay)
+                state |= {"replay": replay.state_dict(), "archive": archive.state_dict()}
+            checkpoints.save(step, state, files=files, info={"versions": software})
+            save_model(run.directory / "model.safetensors", learner.online.state_dict(), card)
+        except (CheckpointNotWritten, OSError) as error:
+            progress.say(f"warning: {error}; the last checkpoint stands and the run goes on")
+        metrics_log.flush()
+
+    def check_finite() -> None:
+        if not all(math.isfinite(mean) for mean in means.peek().values()):
+            raise RunFailure(
+                f"the loss became NaN or infinite by step {step:,}; the last good checkpoint "
+                f"stands in {checkpoints.directory}: start anew with a lower --learning-rate"
+            )
+
+    def evaluate_now(num_episodes: int) -> Evaluation | None:
+        scores = evaluate(
+            policy,
+            config.env_id,
+            protocol,
+            episodes=num_episodes,
+            seed=config.seed + EVALUATION_SEED,
+            epsilon=evaluation_epsilon(protocol),
+            num_threads=threads,
+            should_stop=lambda: bool(stop),
+        )
+        if scores is not None:
+            progress.say(f"step {step:,}: evaluation {scores}")
+            figures = {
+                "mean_return": scores.mean_return,
+                "std_return": scores.std_return,
+                "episodes": num_episodes,
+                "epsilon": scores.epsilon,
+            }
+            evaluations_log.write(step, figures)
+            metrics_log.scalars(step, {f"eval/{name}": x for name, x in figures.items()})
+        return scores
+
+    # -- The loop ------------------------------------------------------------------------------
+    with progress, metrics_log, contextlib.closing(evaluations_log), contextlib.closing(envs):
+        figures = {"return": math.nan, "loss": math.nan, "epsilon": 1.0}
+        while step < config.total_steps and not stop:
+            if crossings(evaluated_at_step, step, config.evaluation_period_steps):
+                if evaluate_now(config.evaluation_episodes) is None:
+                    break
+                evaluated_at_step = step
+
+            epsilon = linear(
+                step, start=1.0, end=config.epsilon_end, duration_steps=config.epsilon_decay_steps
+            )
+            action = epsilon_greedy(policy(obs), epsilon, envs.num_actions, explore_rng)
+            envs.send(action)
+
+            # While the emulators run, the learner learns from what is in the replay already.
+            due = crossings(step, step + config.num_envs, config.update_period_steps)
+            if due and step >= config.first_update_steps and not refill_left:
+                metrics = learner.update(replay.sample(due * config.batch_size), num_updates=due)
+                means.add(metrics)
+                recent_grad_norms.append(metrics["grad_norm"])
+                updates += due
+
+            result = envs.recv()
+            replay.add(
+                obs[:, -1],  # the newest frame of each stack: the replay makes stacks again
+                action,
+                np.sign(result.reward),
+                result.terminated,
+                result.ended,
+                result.final_obs[:, -1],
+            )
+            obs = result.obs
+            episodes.add(result.reward, result.ended)
+            if refill_left:  # makes up for frames that the run had seen already
+                refill_left = max(0, refill_left - config.num_envs)
+                refill_steps += config.num_envs
+                continue
+
+            before, step = step, step + config.num_envs
+            if crossings(before, step, config.target_period_steps):
+                learner.sync_target()
+
+            if crossings(before, step, config.log_period_steps):
+                check_finite()
+                mean = means.pop()
+                figures |= {"return": episodes.recent_mean(), "epsilon": epsilon}
+                figures["loss"] = mean.get("loss", math.nan)
+                row = (
+                    episodes.recent_mean(),
+                    episodes.num_episodes,
+                    updates,
+                    epsilon,
+                    progress.steps_per_second,
+                    seconds_before + time.monotonic() - started,
+                    *(mean.get(name, math.nan) for name in ("loss", "q", "grad_norm")),
+                )
+                metrics_log.write(step, dict(zip(METRICS, row, strict=True)))
+            if crossings(before, step, PROGRESS_PERIOD_STEPS):
+                progress.update(step, figures)
+            if crossings(before, step, config.checkpoint_period_steps):
+                check_finite()
+                save()
+
+        check_finite()
+        save()
+        if stop:
+            progress.say(f"stopped at step {step:,}; the same command continues")
+            raise SystemExit(stop.exit_code)
+
+        # -- The end: a last evaluation, a video, the summary ----------------------------------
+        scores = evaluate_now(config.final_evaluation_episodes)
+        video = run.directory / "video.gif"
+        epsilon = evaluation_epsilon(protocol)
+        if scores is None or not record_gif(
+            policy,
+            config.env_id,
+            protocol,
+            video,
+            seed=config.seed + EVALUATION_SEED,
+            epsilon=epsilon,
+            should_stop=lambda: bool(stop),
+        ):
+            raise SystemExit(stop.exit_code)
+        metrics_log.gif(step, "eval/game", video)
+        wall_seconds = seconds_before + time.monotonic() - started
+        summary = {
+            "agent": AGENT,
+            "env_id": config.env_id,
+            "protocol": config.protocol,
+            "seed": config.seed,
+            "total_steps": config.total_steps,
+            "num_updates": updates,
+            "eval": scores.as_json(),
+            "steps_per_second": step / wall_seconds,
+            "wall_seconds": wall_seconds,
+            "refill_steps": refill_steps,
+            "num_parameters": sum(p.numel() for p in learner.parameters),
+            "device": str(device),
+            "machine": describe(device),
+            "versions": software,
+        }
+        run.finish(summary)
+        return summary
+
+
+if __name__ == "__main__":
+    exit_with(main, command_line)

@@ -1,0 +1,81 @@
+"""From a typed configuration to a command line, and from errors to exit codes.
+
+Imports neither torch nor gymnasium: a script parses its command line before it imports them, so
+``--help`` answers at once.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping, Set
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from classicrl.errors import RunFailure, UserError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def may_change(default: Any) -> Any:
+    """A configuration field that a continued run may set anew: it changes what is reported or how
+    fast, never what is learned."""
+    return dataclasses.field(default=default, metadata={"may_change": True})
+
+
+def parse(presets: Mapping[str, ConfigT], default: str, description: str) -> ConfigT:
+    """Parses ``sys.argv`` over the preset that ``--preset`` names.
+
+    A preset only sets defaults: every flag given wins over it, and ``--help`` shows the defaults
+    of the preset that it is called with.
+    """
+    name = default
+    for position, argument in enumerate(sys.argv):
+        if argument.startswith("--preset="):
+            name = argument.partition("=")[2]
+        elif argument == "--preset" and position + 1 < len(sys.argv):
+            name = sys.argv[position + 1]
+    preset = presets.get(name, presets[default])  # an unknown name is refused by the parser itself
+    return tyro.cli(type(preset), default=preset, description=description)
+
+
+def has_nvidia_driver() -> bool:
+    """Whether this machine has an NVIDIA GPU, as far as can be told without loading torch."""
+    return os.path.exists("/proc/driver/nvidia/version") or os.path.exists("/dev/nvidia0")
+
+
+def exit_with(main: Callable[[ConfigT], Any], config: ConfigT) -> NoReturn:
+    """Runs ``main(config)`` and leaves with its exit code.
+
+    0 done; 1 failed in mid-run; 2 bad input; 75 stopped by SIGTERM, call again; 130 by SIGINT.
+    """
+    try:
+        main(config)
+    except (UserError, RunFailure) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def require_positive(config: Any, except_for: Set[str] = frozenset()) -> None:
+    """Refuses a configuration in which a number is negative, or zero though it must not be.
+
+    Args:
+        config: a dataclass; fields that are not numbers, or None, are passed over.
+        except_for: names of fields that may be zero.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        if field.name in except_for:
+            if not value >= 0:
+                raise UserError(f"{flag} must not be negative, got {value}")
+        elif not value > 0:
+            raise UserError(f"{flag} must be positive, got {value}")

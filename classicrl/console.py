@@ -1,0 +1,92 @@
+"""What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+_PLAIN_PERIOD_SECONDS = 30.0
+_RATE_WINDOW_SECONDS = 60.0
+
+
+class TrainingProgress:
+    """Steps done, rate, time left and a few figures.
+
+    Args:
+        total_steps: end of the run.
+        start_step: where this process began.
+    """
+
+    def __init__(self, total_steps: int, start_step: int = 0) -> None:
+        self.total_steps = total_steps
+        self._console = Console(file=sys.stderr)
+        self._live: Progress | None = None
+        if self._console.is_terminal:
+            self._live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=self._console,
+            )
+            self._task = self._live.add_task(
+                "training", total=total_steps, completed=start_step, figures=""
+            )
+        self._times: deque[tuple[float, int]] = deque([(time.monotonic(), start_step)])
+        self._last_line = 0.0
+
+    def update(self, step: int, figures: Mapping[str, float]) -> None:
+        """Shows the state at ``step``; a NaN figure is one that is not known yet."""
+        now = time.monotonic()
+        self._times.append((now, step))
+        while now - self._times[0][0] > _RATE_WINDOW_SECONDS and len(self._times) > 2:
+            self._times.popleft()
+        rate = self.steps_per_second
+        left = (self.total_steps - step) / rate if rate > 0 else float("inf")
+        parts = [f"{step:,}/{self.total_steps:,} steps", f"{rate:,.0f}/s", f"ETA {_clock(left)}"]
+        parts += [f"{k} {'-' if v != v else format(v, '.4g')}" for k, v in figures.items()]
+        if self._live is not None:
+            self._live.update(self._task, completed=step, figures="  ".join(parts))
+        elif now - self._last_line >= _PLAIN_PERIOD_SECONDS or step >= self.total_steps:
+            self._last_line = now
+            print("  ".join(parts), file=sys.stderr, flush=True)
+
+    @property
+    def steps_per_second(self) -> float:
+        """Rate over the last minute."""
+        (t0, s0), (t1, s1) = self._times[0], self._times[-1]
+        return (s1 - s0) / (t1 - t0) if t1 > t0 else 0.0
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the live one."""
+        if self._live is not None:
+            self._live.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "-"
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

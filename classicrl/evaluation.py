@@ -1,0 +1,160 @@
+"""Playing a policy without learning: scores over whole games, and a video of one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from classicrl.envs.atari import AtariProtocol, AtariSingle, make_atari
+
+Policy = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
+"""Greedy actions: uint8 ``[N, *obs_shape]`` -> int64 ``[N]``."""
+
+_VIDEO_SECONDS_PER_STEP = 4 / 60  # one step is 4 frames of a 60 Hz console
+
+
+class Evaluation(NamedTuple):
+    """Scores of whole games (all lives, rewards as the game gives them)."""
+
+    returns: list[float]
+    num_steps: list[int]
+    epsilon: float
+    max_frames_per_episode: int
+
+    @property
+    def mean_return(self) -> float:
+        """Mean over the games."""
+        return float(np.mean(self.returns))
+
+    @property
+    def std_return(self) -> float:
+        """Sample standard deviation over the games; 0 for a single one."""
+        return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``summary.json`` says of it."""
+        return {
+            "mean_return": self.mean_return,
+            "std_return": self.std_return,
+            "episodes": len(self.returns),
+            "epsilon": self.epsilon,
+            "max_frames_per_episode": self.max_frames_per_episode,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{self.mean_return:.2f} +- {self.std_return:.2f} over {len(self.returns)} games "
+            f"(epsilon {self.epsilon:g}, at most {self.max_frames_per_episode:,} frames a game)"
+        )
+
+
+def evaluation_epsilon(protocol: AtariProtocol) -> float:
+    """Share of random actions in evaluation: 0.01 where the console is deterministic, else 0.
+
+    Without it a greedy policy would play one and the same game, or wait for ever in Breakout.
+    """
+    return 0.01 if protocol.repeat_action_probability == 0.0 else 0.0
+
+
+def epsilon_greedy(
+    greedy: NDArray[np.int64], epsilon: float, num_actions: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Replaces each of ``[N]`` actions, with probability epsilon, by a uniformly random one."""
+    explore = rng.random(len(greedy)) < epsilon
+    return np.where(explore, rng.integers(num_actions, size=len(greedy)), greedy)
+
+
+def evaluate(
+    policy: Policy,
+    env_id: str,
+    protocol: AtariProtocol,
+    *,
+    episodes: int,
+    seed: int,
+    epsilon: float,
+    num_threads: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Plays ``episodes`` games side by side, each from its own seed.
+
+    Every environment contributes exactly its first game, so short games do not crowd out long ones.
+
+    Returns:
+        The scores, or None if ``should_stop`` said so before the last game was over.
+    """
+    env = make_atari(env_id, episodes, protocol=protocol, seed=seed, num_threads=num_threads)
+    rng = np.random.default_rng([seed, 1])
+    returns = np.zeros(episodes)
+    num_steps = np.zeros(episodes, dtype=np.int64)
+    playing = np.ones(episodes, dtype=np.bool_)
+    obs = env.reset()
+    try:
+        while playing.any():
+            if should_stop():
+                return None
+            action = np.zeros(episodes, dtype=np.int64)
+            greedy = policy(obs[playing])
+            action[playing] = epsilon_greedy(greedy, epsilon, env.num_actions, rng)
+            step = env.step(action)
+            returns[playing] += step.reward[playing]
+            num_steps[playing] += 1
+            playing &= ~step.ended
+            obs = step.obs
+    finally:
+        env.close()
+    return Evaluation(
+        returns.tolist(), num_steps.tolist(), epsilon, protocol.max_frames_per_episode
+    )
+
+
+def record_gif(
+    policy: Policy,
+    env_id: str,
+    protocol: AtariProtocol,
+    path: Path,
+    *,
+    seed: int,
+    epsilon: float,
+    max_steps: int = 900,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Plays one game and writes its screens as a GIF, one picture per two steps.
+
+    Args:
+        path: of the GIF.
+        max_steps: recording stops here (900 steps are a minute of play).
+
+    Returns:
+        Whether it was written: not if ``should_stop`` said so before the end.
+    """
+    env = AtariSingle(env_id, protocol=protocol, seed=seed)
+    rng = np.random.default_rng([seed, 2])
+    obs, screens = env.reset(), [env.render()]
+    for count in range(1, max_steps + 1):
+        if should_stop():
+            env.close()
+            return False
+        step = env.step(epsilon_greedy(policy(obs), epsilon, env.num_actions, rng))
+        obs = step.obs
+        if step.ended[0]:
+            break
+        if count % 2 == 0:
+            screens.append(env.render())
+    env.close()
+    # One palette for all: consoles show few colours, and pictures that share it pack far better.
+    first = Image.fromarray(np.concatenate(screens[:: max(1, len(screens) // 8)])).quantize(128)
+    pictures = [
+        Image.fromarray(s).quantize(palette=first, dither=Image.Dither.NONE) for s in screens
+    ]
+    pictures[0].save(
+        path,
+        save_all=True,
+        append_images=pictures[1:],
+        duration=round(2 * _VIDEO_SECONDS_PER_STEP * 1000),
+        loop=0,
+        optimize=False,
+    )
+    return True

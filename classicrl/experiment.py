@@ -1,0 +1,257 @@
+"""The run directory: one writer, one configuration, everything that a run leaves behind.
+
+    config.json      what was asked for, what it resolved to, versions, later changes
+    metrics.csv      training figures;  evaluations.csv: scores of the agent as it learns
+    tensorboard/     the same to look at
+    checkpoints/     see checkpoint.py
+    summary.json     written once, when the run is finished
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self, TypeVar
+
+from classicrl.checkpoint import write_atomic
+from classicrl.errors import UserError
+
+ConfigT = TypeVar("ConfigT")
+
+_MIN_FREE_BYTES = 256 * 2**20
+_OWN_FILES = (
+    "config.json",
+    "metrics.csv",
+    "evaluations.csv",
+    "summary.json",
+    "video.gif",
+    "model.safetensors",
+)
+_OWN_DIRECTORIES = ("checkpoints", "tensorboard")
+_VERSIONED = ("classicrl", "torch", "numpy", "gymnasium", "ale-py")
+
+
+class Run:
+    """An open run directory, locked against a second process until it is closed.
+
+    Args:
+        directory: made if absent.
+        overwrite: delete what an earlier run left there (only files that runs write).
+
+    Raises:
+        UserError: if it cannot be written or is in use.
+    """
+
+    def __init__(self, directory: Path, *, overwrite: bool = False) -> None:
+        self.directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock = (directory / ".lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {directory} ({error.strerror}): choose another --run-dir"
+            ) from error
+        if shutil.disk_usage(directory).free < _MIN_FREE_BYTES:
+            raise UserError(
+                f"{directory} is on a disk with less than 256 MiB free: free some, or choose "
+                "another --run-dir"
+            )
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise UserError(
+                f"{directory} is in use by another process: wait for it, or choose another "
+                "--run-dir"
+            ) from error
+        if overwrite:
+            for name in _OWN_FILES:
+                (directory / name).unlink(missing_ok=True)
+            for name in _OWN_DIRECTORIES:
+                shutil.rmtree(directory / name, ignore_errors=True)
+
+    def configure(self, config: ConfigT, resolve: Callable[[ConfigT], ConfigT]) -> ConfigT:
+        """Records the configuration, or checks it against the recorded one.
+
+        Args:
+            config: a dataclass; None means "to be derived".
+            resolve: fills in what is to be derived. Called for a new run only: a continued one
+                takes the recorded values, so its schedules keep their absolute length.
+
+        Returns:
+            The configuration without open values.
+
+        Raises:
+            UserError: if a field that may not change differs; all such fields are named.
+        """
+        path = self.directory / "config.json"
+        if not path.exists():
+            config = resolve(config)
+            record = {
+                "config": as_json(config),
+                "versions": versions(),
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "changes": [],
+            }
+            write_json(path, record)
+            return config
+        record = read_json(path)
+        recorded = record.get("config", {})
+        asked = as_json(config)
+        differing, changed = [], {}
+        for field in dataclasses.fields(config):  # type: ignore[arg-type]
+            old, new = recorded.get(field.name), asked[field.name]
+            if new is None:
+                asked[field.name] = old
+            elif new != old and not field.metadata.get("may_change", False):
+                differing.append(f"{field.name} is {new}, was {old}")
+            elif new != old:
+                changed[field.name] = new
+        if differing:
+            raise UserError(
+                f"{self.directory} holds a run with another configuration ("
+                + "; ".join(differing)
+                + "): use --overwrite to start afresh, or another --run-dir"
+            )
+        if changed:
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            record["changes"].append({"at": when, "fields": changed})
+            record["config"] = asked
+            write_json(path, record)
+        return dataclasses.replace(config, **asked)  # type: ignore[type-var]
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What a finished run left, or None."""
+        path = self.directory / "summary.json"
+        return read_json(path) if path.exists() else None
+
+    def closing_lines(self, summary: dict[str, Any]) -> str:
+        """What a finished run says last: its score, and where everything is."""
+        scores = summary["eval"]
+        return (
+            f"{summary['agent']} on {summary['env_id']} ({summary['protocol']}), "
+            f"{summary['total_steps']:,} steps in {summary['wall_seconds'] / 60:.0f} min: "
+            f"return {scores['mean_return']:.2f} +- {scores['std_return']:.2f} over "
+            f"{scores['episodes']} games (epsilon {scores['epsilon']:g}, at most "
+            f"{scores['max_frames_per_episode']:,} frames a game)\n"
+            f"everything is in {self.directory}: metrics.csv, evaluations.csv, video.gif, "
+            "model.safetensors, summary.json\n"
+            f"curves: tensorboard --logdir {self.directory}"
+        )
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Writes the summary: the run is finished."""
+        write_json(self.directory / "summary.json", summary)
+
+    def close(self) -> None:
+        """Lets other processes in."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class StopRequest:
+    """Turns SIGINT and SIGTERM into a flag that the training loop reads between steps.
+
+    A second SIGINT raises KeyboardInterrupt at once. ``exit_code`` is 130 after SIGINT and 75
+    ("call again") after SIGTERM.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return self.exit_code is not None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.exit_code is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.exit_code = 130 if number == signal.SIGINT else 75
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what produced a run; the commit too, when it runs from a clone."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        # Only the code matters: new runs and notes do not make a commit another one.
+        changed = _git("status", "--porcelain", "--", "classicrl", "agents")
+        found["commit"] = commit + (" with changes" if changed else "")
+    return found
+
+
+def _git(*arguments: str) -> str:
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return ""
+    command = ["git", "-C", str(here), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as plain JSON values; paths become strings."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=os.fspath))
+    return plain
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: if the file is not one.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON object, atomically."""
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -1,0 +1,245 @@
+"""Where a run's figures go: a CSV that scripts read, TensorBoard that people watch.
+
+Both continue where a checkpoint was taken: rows and events that a lost part of the run had written
+after it are dropped, so no step appears twice.
+"""
+
+import csv
+import io
+import math
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TextIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+
+class CsvLog:
+    """A CSV file with a fixed set of columns, ``step`` first, flushed at every row.
+
+    Args:
+        path: of the file; an existing one is continued.
+        columns: beside ``step``.
+        resume_step: rows of later steps are dropped.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], resume_step: int = 0) -> None:
+        self.columns = ("step", *columns)
+        kept: list[list[str]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                header, *rows = list(csv.reader(file)) or [[]]
+            if header == list(self.columns):
+                # A row cut short by a crash has too few fields.
+                whole = (row for row in rows if len(row) == len(header))
+                kept = [row for row in whole if int(row[0]) <= resume_step]
+        self._file: TextIO = path.open("w", newline="")
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        self._writer.writerow(self.columns)
+        self._writer.writerows(kept)
+        self._file.flush()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends one row; ``metrics`` must have exactly the columns of the file."""
+        if set(metrics) != set(self.columns[1:]):
+            raise ValueError(f"columns are {self.columns[1:]}, got {tuple(metrics)}")
+        values = (metrics[name] for name in self.columns[1:])
+        self._writer.writerow([step, *(_short(value) for value in values)])
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _short(value: float) -> str:
+    """Shortest text that gives the same float back; nothing for NaN (not measured yet)."""
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    return repr(value)
+
+
+class MetricsLog:
+    """Scalars to ``metrics.csv`` and TensorBoard; histograms and pictures to TensorBoard.
+
+    Args:
+        directory: of the run.
+        resume_step: what was written for later steps is dropped.
+    """
+
+    def __init__(self, directory: Path, columns: tuple[str, ...], resume_step: int = 0) -> None:
+        self._csv = CsvLog(directory / "metrics.csv", columns, resume_step)
+        purge = resume_step + 1 if resume_step else None
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=purge)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One row; names like ``losses/td`` group the curves in TensorBoard."""
+        self._csv.write(step, metrics)
+        self.scalars(step, metrics)
+
+    def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
+        """To TensorBoard alone, for figures that come at their own times."""
+        for name, value in metrics.items():
+            if not math.isnan(value):
+                self._board.add_scalar(name, value, step)
+
+    def histogram(self, step: int, name: str, values: Tensor) -> None:
+        """Distribution of ``values``, any shape."""
+        self._board.add_histogram(name, values, step)
+
+    def gif(self, step: int, name: str, path: Path) -> None:
+        """An animated picture, shown under Images."""
+        # As an image summary: TensorBoard plays GIFs there, and moviepy is not needed.
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        with Image.open(path) as picture:
+            width, height = picture.size
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes()
+        )
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        self._board._get_file_writer().add_summary(summary, step)
+
+    def text(self, name: str, content: str) -> None:
+        """Markdown, at step 0."""
+        self._board.add_text(name, content, 0)
+
+    def flush(self) -> None:
+        """Everything written so far is on disk after this."""
+        self._board.flush()
+
+    def close(self) -> None:
+        """Closes both."""
+        self._csv.close()
+        self._board.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class MeanMetrics:
+    """Means of scalar tensors since they were last read; nothing is moved off the device before."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """More values, ``[U]`` of each name."""
+        for name, values in metrics.items():
+            total = values.double().sum()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+        self._count += len(values)
+
+    def peek(self) -> dict[str, float]:
+        """Means so far."""
+        return {name: float(total) / self._count for name, total in self._sums.items()}
+
+    def pop(self) -> dict[str, float]:
+        """Means so far, which start again."""
+        means = self.peek()
+        self._sums, self._count = {}, 0
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums and count."""
+        sums = {name: float(total) for name, total in self._sums.items()}
+        return {"sums": sums, "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues the means."""
+        self._sums = {
+            name: torch.tensor(total, dtype=torch.float64)
+            for name, total in state["sums"].items()
+        }
+        self._count = int(state["count"])
+
+
+class Episode(NamedTuple):
+    """A finished episode."""
+
+    episodic_return: float
+    num_steps: int
+
+
+class EpisodeStatistics:
+    """Undiscounted returns of whole episodes, from the rewards of N environments.
+
+    Args:
+        num_envs: N.
+        window_episodes: how many of the last episodes :meth:`recent_mean` averages.
+    """
+
+    def __init__(self, num_envs: int, window_episodes: int = 20) -> None:
+        self._return = np.zeros(num_envs)
+        self._steps = np.zeros(num_envs, dtype=np.int64)
+        self._recent: deque[float] = deque(maxlen=window_episodes)
+        self.num_episodes = 0
+
+    def add(self, reward: NDArray[Any], ended: NDArray[np.bool_]) -> list[Episode]:
+        """One step, both ``[N]``; the episodes that ended with it, in environment order."""
+        self._return += reward
+        self._steps += 1
+        if not ended.any():
+            return []
+        finished = [
+            Episode(float(r), int(s))
+            for r, s in zip(self._return[ended], self._steps[ended], strict=True)
+        ]
+        self._return[ended] = 0.0
+        self._steps[ended] = 0
+        self._recent.extend(episode.episodic_return for episode in finished)
+        self.num_episodes += len(finished)
+        return finished
+
+    def recent_mean(self) -> float:
+        """Mean return of the last episodes; NaN before the first has ended."""
+        return float(np.mean(self._recent)) if self._recent else float("nan")
+
+    def begin_new_episodes(self) -> None:
+        """Forgets the running episodes: the environments were started afresh."""
+        self._return[:] = 0.0
+        self._steps[:] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Running and recent returns."""
+        return {
+            "return": self._return.copy(),
+            "steps": self._steps.copy(),
+            "recent": list(self._recent),
+            "num_episodes": self.num_episodes,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues the counts."""
+        self._return[:] = state["return"]
+        self._steps[:] = state["steps"]
+        self._recent.clear()
+        self._recent.extend(state["recent"])
+        self.num_episodes = int(state["num_episodes"])
+
+
+def read_csv(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Columns of a file that :class:`CsvLog` wrote, float64, NaN where a cell is empty."""
+    with io.StringIO(path.read_text(), newline="") as file:
+        header, *rows = list(csv.reader(file))
+    whole = [row for row in rows if len(row) == len(header)]
+    return {
+        name: np.array([float(row[i]) if row[i] else math.nan for row in whole])
+        for i, name in enumerate(header)
+    }

@@ -1,0 +1,73 @@
+"""The machine that a run finds: device, threads, memory."""
+
+import platform
+from pathlib import Path
+
+import torch
+
+from classicrl.envs.atari import available_cpus
+from classicrl.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: if CUDA is asked for and absent.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda, but torch finds no CUDA GPU here: use --device cpu, or install a CUDA "
+            "build of torch and the driver"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def set_threads(num_threads: int) -> int:
+    """Gives torch ``num_threads`` CPU threads, 0 for all that this process may use; returns them."""
+    threads = num_threads or available_cpus()
+    torch.set_num_threads(threads)
+    return threads
+
+
+def available_memory(device: torch.device) -> int:
+    """Memory that can still be allocated on a device, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo does not say how much memory is available")
+
+
+def require_memory(nbytes: int, device: torch.device, *, what: str, flag: str) -> None:
+    """Says how much memory something will take, or refuses if the device has less.
+
+    Raises:
+        UserError: naming the flag to change.
+    """
+    free = available_memory(device)
+    if nbytes > free:
+        raise UserError(
+            f"{what} needs {nbytes / 1e9:.1f} GB, but {device} has {free / 1e9:.1f} GB free: "
+            f"lower {flag}"
+        )
+    print(f"{what}: {nbytes / 1e9:.2f} GB of {free / 1e9:.1f} GB free on {device}")
+
+
+def describe(device: torch.device) -> str:
+    """The kind of machine, in a few words."""
+    processor = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    words = f"{available_cpus()} cores, {torch.get_num_threads()} threads, {processor}"
+    if device.type == "cuda":
+        words += f", {torch.cuda.get_device_name(device)}"
+    return words

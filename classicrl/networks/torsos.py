@@ -1,0 +1,84 @@
+"""Torsos: observation -> features. Heads (``heads.py``) turn features into values.
+
+Each torso states ``out_features``. Weights start as in the original DQN: uniform in
++-1/sqrt(fan_in), biases too, drawn from the generator that the caller passes.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def init_fan_in_(module: nn.Module, generator: torch.Generator) -> None:
+    """Sets every linear and convolution layer of ``module`` to U(-b, b), b = 1/sqrt(fan_in)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            bound = 1.0 / math.sqrt(layer.weight[0].numel())
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            if layer.bias is not None:
+                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+
+
+class ConvTorso(nn.Module):
+    """Stacked 84x84 frames -> ReLU convolutions -> flat features.
+
+    Args:
+        layers: per convolution ``(channels, kernel, stride)``, no padding.
+        in_channels: frames in a stack.
+
+    Shapes:
+        uint8 ``[B, in_channels, 84, 84]``, scaled to [0, 1] here -> float32 ``[B, out_features]``.
+    """
+
+    def __init__(self, layers: Sequence[tuple[int, int, int]], in_channels: int = 4) -> None:
+        super().__init__()
+        convolutions: list[nn.Module] = []
+        channels, side = in_channels, 84
+        for out_channels, kernel, stride in layers:
+            convolutions += [nn.Conv2d(channels, out_channels, kernel, stride), nn.ReLU()]
+            channels, side = out_channels, (side - kernel) // stride + 1
+        self.convolutions = nn.Sequential(*convolutions)
+        self.out_features = channels * side * side
+
+    def forward(self, obs: Tensor) -> Tensor:
+        # channels_last is what the convolution kernels of CPUs and GPUs want. The bytes are put
+        # into that order before they become floats four times as long.
+        x = obs.contiguous(memory_format=torch.channels_last).to(torch.float32).mul_(1.0 / 255.0)
+        # Features in the order height, width, channel: as they lie in memory, so without a copy.
+        return self.convolutions(x).permute(0, 2, 3, 1).flatten(1)  # [B, out_features]
+
+
+def nature_torso(in_channels: int = 4) -> ConvTorso:
+    """The torso of Mnih et al. 2015 (Nature): 32 8x8/4, 64 4x4/2, 64 3x3/1; 3136 features."""
+    return ConvTorso([(32, 8, 4), (64, 4, 2), (64, 3, 1)], in_channels)
+
+
+def small_torso(in_channels: int = 4) -> ConvTorso:
+    """The torso of Mnih et al. 2013: 16 8x8/4, 32 4x4/2; 2592 features.
+
+    About a third of the Nature torso's arithmetic, for runs on a CPU. Its scores are labelled.
+    """
+    return ConvTorso([(16, 8, 4), (32, 4, 2)], in_channels)
+
+
+class MLPTorso(nn.Module):
+    """Vector observation -> ReLU layers.
+
+    Shapes:
+        ``[B, in_features]``, any dtype -> float32 ``[B, hidden[-1]]``.
+    """
+
+    def __init__(self, in_features: int, hidden: Sequence[int] = (128,)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [nn.Linear(in_features, width), nn.ReLU()]
+            in_features = width
+        self.layers = nn.Sequential(*layers)
+        self.out_features = in_features
+
+    def forward(self, obs: Tensor) -> Tensor:
+        features: Tensor = self.layers(obs.to(torch.float32))
+        return features

@@ -1,0 +1,7 @@
+"""Replay: a ring that stores each observation once, samplers over it, and its archive on disk."""
+
+from classicrl.replay.buffer import ReplayBuffer, Rows, replay_nbytes
+from classicrl.replay.chunks import ReplayArchive
+from classicrl.replay.samplers import UniformSampler
+
+__all__ = ["ReplayArchive", "ReplayBuffer", "Rows", "UniformSampler", "replay_nbytes"]
