@@ -64,6 +64,7 @@ try:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_atari_env
     from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
     from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage
 except ImportError as error:
@@ -343,7 +344,7 @@ def make_model(config: Config, env: VecEnv) -> DQN:
         learning_starts_steps = min(80_000, config.total_steps // 20)
     # SB3's train_freq counts steps of the whole set of environments.
     common = math.gcd(4, config.n_envs)
-    return DQN(
+    model = DQN(
         "CnnPolicy",
         env,
         learning_rate=config.learning_rate,
@@ -365,6 +366,9 @@ def make_model(config: Config, env: VecEnv) -> DQN:
         seed=config.seed,
         device=config.device,
     )
+    # SB3's default logger would leave a directory in the system's temporary one at every run.
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    return model
 
 
 def write_summary(config: Config, model: DQN, recorder: Recorder, completed: bool) -> None:

@@ -27,6 +27,8 @@ class AtariProtocol:
         repeat_action_probability: chance, per emulator frame, that the console repeats the action
             of the frame before ("sticky actions", Machado et al. 2018, section 5.2).
         life_loss_terminates: report `terminated` at every lost life; the game itself goes on.
+            Some games count lives in reserve and go on at 0: ale-py passes over the loss of the
+            last one in reserve, and so do both environments here.
         noop_max: a game starts after 0 to `noop_max - 1` emulator frames of doing nothing; a press
             of FIRE counts as one of them.
         fire_reset: press FIRE for one emulator frame at the start of a game that has that button.

@@ -124,7 +124,7 @@ class AtariSingle:
             reward += self._ale.act(action)
             game_over = self._ale.game_over()
             lives = self._ale.lives()
-            life_lost = 0 < lives < self._lives
+            life_lost = 0 < lives < self._lives  # see AtariProtocol for a count of 0
             self._game_frames += 1
             if game_over or self._game_frames >= self.protocol.max_frames_per_episode:
                 # The vector environment leaves the screen of the breaking frame out, and shows
