@@ -20,6 +20,7 @@ from classicrl.command_line import (
     exit_with,
     has_nvidia_driver,
     may_change,
+    not_recorded,
     parse,
     require_positive,
 )
@@ -46,9 +47,9 @@ class Config:
     """auto: the GPU if there is one."""
     threads: int = may_change(0)
     """CPU threads; 0: all that this process may use."""
-    run_dir: Path | None = may_change(None)
+    run_dir: Path | None = not_recorded(None)
     """Default: runs/dueling_dqn_atari/<environment>-<protocol>/seed<seed>."""
-    overwrite: bool = may_change(False)
+    overwrite: bool = not_recorded(False)
     """Delete what an earlier run left in the run directory."""
 
     torso: Literal["nature", "small"] = "small"
@@ -128,7 +129,6 @@ if __name__ == "__main__":  # before torch is imported, so that --help answers a
 
 import contextlib
 import math
-import time
 from collections import deque
 
 import numpy as np
@@ -136,47 +136,25 @@ import torch
 from numpy.typing import NDArray
 
 from classicrl.algorithms.dqn import DQNLearner
-from classicrl.checkpoint import CheckpointNotWritten, CheckpointStore, save_model
 from classicrl.console import TrainingProgress
 from classicrl.envs.atari import PROTOCOLS, AtariVector, make_atari
 from classicrl.errors import RunFailure
-from classicrl.evaluation import (
-    Evaluation,
-    epsilon_greedy,
-    evaluate,
-    evaluation_epsilon,
-    record_gif,
-)
+from classicrl.evaluation import AtariEvaluator, epsilon_greedy
 from classicrl.experiment import Run, StopRequest, versions
-from classicrl.loggers import CsvLog, EpisodeStatistics, MeanMetrics, MetricsLog
+from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, describe, require_memory, set_threads
 from classicrl.networks import atari_q_network
-from classicrl.replay import ReplayArchive, ReplayBuffer, replay_nbytes
+from classicrl.replay import ReplayBuffer, replay_nbytes
 from classicrl.schedules import crossings, linear
+from classicrl.training_state import Counters, TrainingState
 
 AGENT = "dueling_dqn_atari"
-EVALUATION_SEED = 1_000_000  # evaluation games are none of the training's
 PROGRESS_PERIOD_STEPS = 200
-METRICS = (
-    "charts/episodic_return",
-    "charts/episodes",
-    "charts/updates",
-    "charts/epsilon",
-    "charts/steps_per_second",
-    "charts/wall_seconds",
-    "losses/td",
-    "diagnostics/q",
-    "diagnostics/grad_norm",
-)
-
-
-EVALUATIONS = ("mean_return", "std_return", "episodes", "epsilon")
 
 
 def main(config: Config) -> dict[str, Any]:
     """Trains, or continues, or reports a finished run; returns its summary."""
-    may_be_zero = {"seed", "threads", "epsilon_end"}
-    require_positive(config, except_for=may_be_zero)
+    require_positive(config, except_for={"seed", "threads", "epsilon_end"})
     game = config.env_id.replace("/", "-")
     directory = config.run_dir or Path(f"runs/{AGENT}/{game}-{config.protocol}/seed{config.seed}")
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
@@ -199,9 +177,9 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     envs = make_atari(
         config.env_id, config.num_envs, protocol=protocol, seed=config.seed, num_threads=threads
     )
-    stack, *frame_shape = envs.obs_shape
+    stack, frame_shape = envs.obs_shape[0], envs.obs_shape[1:]
     require_memory(
-        replay_nbytes(config.replay_capacity, tuple(frame_shape)),
+        replay_nbytes(config.replay_capacity, frame_shape),
         device,
         what=f"a replay of {config.replay_capacity:,} frames",
         flag="--replay-capacity",
@@ -217,7 +195,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     )
     replay = ReplayBuffer(
         config.replay_capacity,
-        tuple(frame_shape),
+        frame_shape,
         config.num_envs,
         stack=stack,
         n_steps=config.n_steps,
@@ -225,122 +203,96 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         device=device,
         seed=config.seed,
     )
-    archive = ReplayArchive(run.directory / "checkpoints" / "replay")
     explore_rng = np.random.default_rng([config.seed, 1])
     episodes = EpisodeStatistics(config.num_envs)
     means = MeanMetrics()
-    recent_grad_norms: deque[torch.Tensor] = deque(maxlen=500)
+    grad_norms: deque[torch.Tensor] = deque(maxlen=500)  # for the histogram only
 
     def policy(obs: NDArray[np.uint8]) -> NDArray[np.int64]:
         return learner.act(torch.from_numpy(obs).to(device)).cpu().numpy()
 
+    evaluator = AtariEvaluator(
+        policy,
+        config.env_id,
+        protocol,
+        seed=config.seed,
+        num_threads=threads,
+        should_stop=lambda: bool(stop),
+    )
+
     # -- Where it stands: at nothing, or at the last checkpoint --------------------------------
     progress = TrainingProgress(config.total_steps)
-    checkpoints = CheckpointStore(run.directory / "checkpoints", warn=progress.say)
-    step = updates = evaluated_at_step = refill_steps = refill_left = 0
-    seconds_before = 0.0
-    parts = {"learner": learner, "envs": envs, "episodes": episodes, "means": means}
-    checkpoint = checkpoints.load_latest()
-    if checkpoint is None:
-        obs = envs.reset()
-    else:
-        state = checkpoint.state
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        explore_rng.bit_generator.state = state["explore_rng"]
-        step, updates, seconds_before = state["step"], state["updates"], state["seconds"]
-        evaluated_at_step, refill_steps = state["evaluated_at_step"], state["refill_steps"]
-        progress.say(f"continuing from step {step:,} in {run.directory}")
-        if "replay" in state:
-            replay.load_state_dict(state["replay"])
-            archive.load_state_dict(state["archive"])
-            archive.load(replay)
-        else:
-            refill_left = min(config.first_update_steps, step)
-            progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
+    count = Counters()
+    state = TrainingState(
+        run.directory,
+        count,
+        parts={
+            "learner": learner,
+            "envs": envs,
+            "episodes": episodes,
+            "means": means,
+            "explore_rng": explore_rng,
+        },
+        replay=replay,
+        save_replay=config.checkpoint_replay == "full",
+        model=learner.online,
+        card={
+            "agent": AGENT,
+            "env_id": config.env_id,
+            "protocol": config.protocol,
+            "torso": config.torso,
+            "head": "dueling",
+        },
+        info={"versions": software},
+        say=progress.say,
+    )
+    refill_left = 0
+    if state.resume():
+        obs = envs.observation()
         if isinstance(envs, AtariVector):
-            # The C++ emulators cannot be saved: new games begin, and none spans the break.
+            # The C++ emulators cannot be saved: new games begin, and nothing spans the break.
             replay.break_streams()
             episodes.begin_new_episodes()
-        obs = envs.observation()
-    metrics_log = MetricsLog(run.directory, METRICS, resume_step=step)
-    evaluations_log = CsvLog(run.directory / "evaluations.csv", EVALUATIONS, resume_step=step)
-    started = time.monotonic()
-
-    def save() -> None:
-        state = {name: part.state_dict() for name, part in parts.items()} | {
-            "explore_rng": explore_rng.bit_generator.state,
-            "step": step,
-            "updates": updates,
-            "evaluated_at_step": evaluated_at_step,
-            "refill_steps": refill_steps,
-            "seconds": seconds_before + time.monotonic() - started,
-        }
-        card = {"agent": AGENT, "env_id": config.env_id, "protocol": config.protocol}
-        card |= {"torso": config.torso, "head": "dueling", "step": str(step)}
-        try:
-            files = []
-            if config.checkpoint_replay == "full":
-                files = archive.save(replay)
-                state |= {"replay": replay.state_dict(), "archive": archive.state_dict()}
-            checkpoints.save(step, state, files=files, info={"versions": software})
-            save_model(run.directory / "model.safetensors", learner.online.state_dict(), card)
-        except (CheckpointNotWritten, OSError) as error:
-            progress.say(f"warning: {error}; the last checkpoint stands and the run goes on")
-        metrics_log.flush()
+        if len(replay) == 0:
+            refill_left = min(config.first_update_steps, count.step)
+            progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
+    else:
+        obs = envs.reset()
+    log = MetricsLog(run.directory, resume_step=count.step)
 
     def check_finite() -> None:
         if not all(math.isfinite(mean) for mean in means.peek().values()):
             raise RunFailure(
-                f"the loss became NaN or infinite by step {step:,}; the last good checkpoint "
-                f"stands in {checkpoints.directory}: start anew with a lower --learning-rate"
+                f"the loss became NaN or infinite by step {count.step:,}; the last good checkpoint "
+                f"stands in {run.directory}: start anew with a lower --learning-rate"
             )
 
-    def evaluate_now(num_episodes: int) -> Evaluation | None:
-        scores = evaluate(
-            policy,
-            config.env_id,
-            protocol,
-            episodes=num_episodes,
-            seed=config.seed + EVALUATION_SEED,
-            epsilon=evaluation_epsilon(protocol),
-            num_threads=threads,
-            should_stop=lambda: bool(stop),
-        )
-        if scores is not None:
-            progress.say(f"step {step:,}: evaluation {scores}")
-            figures = {
-                "mean_return": scores.mean_return,
-                "std_return": scores.std_return,
-                "episodes": num_episodes,
-                "epsilon": scores.epsilon,
-            }
-            evaluations_log.write(step, figures)
-            metrics_log.scalars(step, {f"eval/{name}": x for name, x in figures.items()})
-        return scores
-
     # -- The loop ------------------------------------------------------------------------------
-    with progress, metrics_log, contextlib.closing(evaluations_log), contextlib.closing(envs):
-        figures = {"return": math.nan, "loss": math.nan, "epsilon": 1.0}
-        while step < config.total_steps and not stop:
-            if crossings(evaluated_at_step, step, config.evaluation_period_steps):
-                if evaluate_now(config.evaluation_episodes) is None:
+    with progress, log, contextlib.closing(envs):
+        shown = {"return": math.nan, "loss": math.nan, "epsilon": 1.0}
+        while count.step < config.total_steps and not stop:
+            if crossings(count.evaluated_at_step, count.step, config.evaluation_period_steps):
+                scores = evaluator.play(config.evaluation_episodes)
+                if scores is None:  # stopped; the resumed run begins with this evaluation
                     break
-                evaluated_at_step = step
+                count.evaluated_at_step = count.step
+                log.write_evaluation(count.step, scores.figures())
+                progress.say(f"step {count.step:,}: evaluation {scores}")
 
+            before, after = count.step, count.step + config.num_envs
             epsilon = linear(
-                step, start=1.0, end=config.epsilon_end, duration_steps=config.epsilon_decay_steps
+                before, start=1.0, end=config.epsilon_end, duration_steps=config.epsilon_decay_steps
             )
             action = epsilon_greedy(policy(obs), epsilon, envs.num_actions, explore_rng)
             envs.send(action)
 
             # While the emulators run, the learner learns from what is in the replay already.
-            due = crossings(step, step + config.num_envs, config.update_period_steps)
-            if due and step >= config.first_update_steps and not refill_left:
+            due = crossings(before, after, config.update_period_steps)
+            if due and before >= config.first_update_steps and not refill_left:
                 metrics = learner.update(replay.sample(due * config.batch_size), num_updates=due)
                 means.add(metrics)
-                recent_grad_norms.append(metrics["grad_norm"])
-                updates += due
+                grad_norms.append(metrics["grad_norm"])
+                count.updates += due
 
             result = envs.recv()
             replay.add(
@@ -353,69 +305,68 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             )
             obs = result.obs
             episodes.add(result.reward, result.ended)
-            if refill_left:  # makes up for frames that the run had seen already
+            if refill_left:  # these steps make up for others that the run has counted already
                 refill_left = max(0, refill_left - config.num_envs)
-                refill_steps += config.num_envs
+                count.refill_steps += config.num_envs
                 continue
 
-            before, step = step, step + config.num_envs
-            if crossings(before, step, config.target_period_steps):
+            count.step = after
+            if crossings(before, after, config.target_period_steps):
                 learner.sync_target()
 
-            if crossings(before, step, config.log_period_steps):
+            if crossings(before, after, config.log_period_steps):
                 check_finite()
                 mean = means.pop()
-                figures |= {"return": episodes.recent_mean(), "epsilon": epsilon}
-                figures["loss"] = mean.get("loss", math.nan)
-                row = (
-                    episodes.recent_mean(),
-                    episodes.num_episodes,
-                    updates,
-                    epsilon,
-                    progress.steps_per_second,
-                    seconds_before + time.monotonic() - started,
-                    *(mean.get(name, math.nan) for name in ("loss", "q", "grad_norm")),
-                )
-                metrics_log.write(step, dict(zip(METRICS, row, strict=True)))
-            if crossings(before, step, PROGRESS_PERIOD_STEPS):
-                progress.update(step, figures)
-            if crossings(before, step, config.checkpoint_period_steps):
+                row = {
+                    "charts/episodic_return": episodes.recent_mean(),
+                    "charts/episodes": episodes.num_episodes,
+                    "charts/updates": count.updates,
+                    "charts/epsilon": epsilon,
+                    "charts/steps_per_second": progress.steps_per_second,
+                    "charts/wall_seconds": state.seconds,
+                    "losses/td": mean.get("loss", math.nan),
+                    "diagnostics/q": mean.get("q", math.nan),
+                    "diagnostics/grad_norm": mean.get("grad_norm", math.nan),
+                }
+                log.write(after, row)
+                shown = {"return": row["charts/episodic_return"], "loss": row["losses/td"]}
+                shown["epsilon"] = epsilon
+                if grad_norms:
+                    log.histogram(after, "histograms/grad_norm", torch.cat(tuple(grad_norms)))
+                    seen = replay.sample(128, rng=np.random.default_rng(after)).obs
+                    log.histogram(after, "histograms/q", learner.action_values(seen))
+            if crossings(before, after, PROGRESS_PERIOD_STEPS):
+                progress.update(after, shown)
+            if crossings(before, after, config.checkpoint_period_steps):
                 check_finite()
-                save()
+                state.save()
 
         check_finite()
-        save()
+        state.save()
+        log.flush()
         if stop:
-            progress.say(f"stopped at step {step:,}; the same command continues")
+            progress.say(f"stopped at step {count.step:,}; the same command continues")
             raise SystemExit(stop.exit_code)
 
         # -- The end: a last evaluation, a video, the summary ----------------------------------
-        scores = evaluate_now(config.final_evaluation_episodes)
+        scores = evaluator.play(config.final_evaluation_episodes)
         video = run.directory / "video.gif"
-        epsilon = evaluation_epsilon(protocol)
-        if scores is None or not record_gif(
-            policy,
-            config.env_id,
-            protocol,
-            video,
-            seed=config.seed + EVALUATION_SEED,
-            epsilon=epsilon,
-            should_stop=lambda: bool(stop),
-        ):
+        if scores is None or not evaluator.record_gif(video):
             raise SystemExit(stop.exit_code)
-        metrics_log.gif(step, "eval/game", video)
-        wall_seconds = seconds_before + time.monotonic() - started
+        log.write_evaluation(count.step, scores.figures())
+        log.gif(count.step, "eval/game", video)
         summary = {
             "agent": AGENT,
             "env_id": config.env_id,
             "protocol": config.protocol,
             "seed": config.seed,
             "total_steps": config.total_steps,
-            "num_updates": updates,
-            "eval": scores.as_json(),
-            "steps_per_second": step / wall_seconds,
-            "wall_seconds": wall_seconds,
-            "refill_steps": refill_steps,
+            "num_updates": count.updates,
+            "eval": scores.figures(),
+            "steps_per_second": count.step / state.seconds,
+            "wall_seconds": state.seconds,
+            "refill_steps": count.refill_steps,
+            "replay_compression": state.replay_compression,
             "num_parameters": sum(p.numel() for p in learner.parameters),
             "device": str(device),
             "machine": describe(device),

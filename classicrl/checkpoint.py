@@ -463,11 +463,7 @@ def _read_manifest(checkpoint: Path) -> _Manifest:
             or set(manifest.files) != {_STATE_FILE, _TENSOR_FILE}
         ):
             raise ValueError("unknown format version or files")
-        if (
-            type(manifest.step) is not int
-            or manifest.step < 0
-            or not isinstance(manifest.info, dict)
-        ):
+        if type(manifest.step) is not int or not isinstance(manifest.info, dict):
             raise ValueError("bad step or info")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointCorrupt(f"{path} is not a manifest: {_one_line(error)}") from error

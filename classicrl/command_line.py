@@ -23,6 +23,11 @@ def may_change(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"may_change": True})
 
 
+def not_recorded(default: Any) -> Any:
+    """A configuration field that says what to do with the run directory, not how to train."""
+    return dataclasses.field(default=default, metadata={"not_recorded": True})
+
+
 def parse(presets: Mapping[str, ConfigT], default: str, description: str) -> ConfigT:
     """Parses ``sys.argv`` over the preset that ``--preset`` names.
 

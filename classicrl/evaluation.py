@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from classicrl.envs.atari import AtariProtocol, AtariSingle, make_atari
 Policy = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
 """Greedy actions: uint8 ``[N, *obs_shape]`` -> int64 ``[N]``."""
 
+_EVALUATION_SEED = 1_000_000  # far from the seeds that people train with
 _VIDEO_SECONDS_PER_STEP = 4 / 60  # one step is 4 frames of a 60 Hz console
 
 
@@ -34,8 +35,8 @@ class Evaluation(NamedTuple):
         """Sample standard deviation over the games; 0 for a single one."""
         return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else 0.0
 
-    def as_json(self) -> dict[str, Any]:
-        """What ``summary.json`` says of it."""
+    def figures(self) -> dict[str, float]:
+        """What ``evaluations.csv`` and ``summary.json`` say of it."""
         return {
             "mean_return": self.mean_return,
             "std_return": self.std_return,
@@ -67,94 +68,115 @@ def epsilon_greedy(
     return np.where(explore, rng.integers(num_actions, size=len(greedy)), greedy)
 
 
-def evaluate(
-    policy: Policy,
-    env_id: str,
-    protocol: AtariProtocol,
-    *,
-    episodes: int,
-    seed: int,
-    epsilon: float,
-    num_threads: int = 0,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Evaluation | None:
-    """Plays ``episodes`` games side by side, each from its own seed.
-
-    Every environment contributes exactly its first game, so short games do not crowd out long ones.
-
-    Returns:
-        The scores, or None if ``should_stop`` said so before the last game was over.
-    """
-    env = make_atari(env_id, episodes, protocol=protocol, seed=seed, num_threads=num_threads)
-    rng = np.random.default_rng([seed, 1])
-    returns = np.zeros(episodes)
-    num_steps = np.zeros(episodes, dtype=np.int64)
-    playing = np.ones(episodes, dtype=np.bool_)
-    obs = env.reset()
-    try:
-        while playing.any():
-            if should_stop():
-                return None
-            action = np.zeros(episodes, dtype=np.int64)
-            greedy = policy(obs[playing])
-            action[playing] = epsilon_greedy(greedy, epsilon, env.num_actions, rng)
-            step = env.step(action)
-            returns[playing] += step.reward[playing]
-            num_steps[playing] += 1
-            playing &= ~step.ended
-            obs = step.obs
-    finally:
-        env.close()
-    return Evaluation(
-        returns.tolist(), num_steps.tolist(), epsilon, protocol.max_frames_per_episode
-    )
-
-
-def record_gif(
-    policy: Policy,
-    env_id: str,
-    protocol: AtariProtocol,
-    path: Path,
-    *,
-    seed: int,
-    epsilon: float,
-    max_steps: int = 900,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> bool:
-    """Plays one game and writes its screens as a GIF, one picture per two steps.
+class AtariEvaluator:
+    """Plays whole games with a policy, on seeds that no training uses.
 
     Args:
-        path: of the GIF.
-        max_steps: recording stops here (900 steps are a minute of play).
-
-    Returns:
-        Whether it was written: not if ``should_stop`` said so before the end.
+        policy: greedy actions.
+        env_id, protocol: the game and its rules.
+        seed: the same seed plays the same games.
+        epsilon: share of random actions; None for what :func:`evaluation_epsilon` says.
+        num_threads: for the emulators; 0 for all that this process may use.
+        should_stop: asked at every step; what is under way is then given up.
     """
-    env = AtariSingle(env_id, protocol=protocol, seed=seed)
-    rng = np.random.default_rng([seed, 2])
-    obs, screens = env.reset(), [env.render()]
-    for count in range(1, max_steps + 1):
-        if should_stop():
+
+    def __init__(
+        self,
+        policy: Policy,
+        env_id: str,
+        protocol: AtariProtocol,
+        *,
+        seed: int = 0,
+        epsilon: float | None = None,
+        num_threads: int = 0,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.policy = policy
+        self.env_id = env_id
+        self.protocol = protocol
+        self.seed = seed + _EVALUATION_SEED
+        self.epsilon = evaluation_epsilon(protocol) if epsilon is None else epsilon
+        self.num_threads = num_threads
+        self.should_stop = should_stop
+
+    def play(self, episodes: int) -> Evaluation | None:
+        """Plays ``episodes`` games side by side, each from its own seed.
+
+        Every environment contributes exactly its first game, so short games do not crowd out long
+        ones.
+
+        Returns:
+            The scores, or None if it was stopped before the last game was over.
+        """
+        env = make_atari(
+            self.env_id,
+            episodes,
+            protocol=self.protocol,
+            seed=self.seed,
+            num_threads=self.num_threads,
+        )
+        rng = np.random.default_rng([self.seed, 1])
+        returns = np.zeros(episodes)
+        num_steps = np.zeros(episodes, dtype=np.int64)
+        playing = np.ones(episodes, dtype=np.bool_)
+        obs = env.reset()
+        try:
+            while playing.any():
+                if self.should_stop():
+                    return None
+                action = np.zeros(episodes, dtype=np.int64)
+                greedy = self.policy(obs[playing])
+                action[playing] = epsilon_greedy(greedy, self.epsilon, env.num_actions, rng)
+                step = env.step(action)
+                returns[playing] += step.reward[playing]
+                num_steps[playing] += 1
+                playing &= ~step.ended
+                obs = step.obs
+        finally:
             env.close()
-            return False
-        step = env.step(epsilon_greedy(policy(obs), epsilon, env.num_actions, rng))
-        obs = step.obs
-        if step.ended[0]:
-            break
-        if count % 2 == 0:
-            screens.append(env.render())
-    env.close()
-    # One palette for all: consoles show few colours, and pictures that share it pack far better.
-    first = Image.fromarray(np.concatenate(screens[:: max(1, len(screens) // 8)])).quantize(128)
-    pictures = [
-        Image.fromarray(s).quantize(palette=first, dither=Image.Dither.NONE) for s in screens
-    ]
-    pictures[0].save(
-        path,
-        save_all=True,
-        append_images=pictures[1:],
-        duration=round(2 * _VIDEO_SECONDS_PER_STEP * 1000),
-        loop=0,
-        optimize=False,
-    )
-    return True
+        return Evaluation(
+            returns.tolist(),
+            num_steps.tolist(),
+            self.epsilon,
+            self.protocol.max_frames_per_episode,
+        )
+
+    def record_gif(self, path: Path, max_steps: int = 900) -> bool:
+        """Plays one game and writes its screens as a GIF, one picture per two steps.
+
+        Args:
+            path: of the GIF.
+            max_steps: recording stops here (900 steps are a minute of play).
+
+        Returns:
+            Whether it was written: not if it was stopped.
+        """
+        env = AtariSingle(self.env_id, protocol=self.protocol, seed=self.seed)
+        rng = np.random.default_rng([self.seed, 2])
+        obs, screens = env.reset(), [env.render()]
+        for count in range(1, max_steps + 1):
+            if self.should_stop():
+                env.close()
+                return False
+            action = epsilon_greedy(self.policy(obs), self.epsilon, env.num_actions, rng)
+            step = env.step(action)
+            obs = step.obs
+            if step.ended[0]:
+                break
+            if count % 2 == 0:
+                screens.append(env.render())
+        env.close()
+        # One palette for all: consoles show few colours, and shared ones pack far better.
+        first = Image.fromarray(np.concatenate(screens[:: max(1, len(screens) // 8)])).quantize(128)
+        pictures = [
+            Image.fromarray(s).quantize(palette=first, dither=Image.Dither.NONE) for s in screens
+        ]
+        pictures[0].save(
+            path,
+            save_all=True,
+            append_images=pictures[1:],
+            duration=round(2 * _VIDEO_SECONDS_PER_STEP * 1000),
+            loop=0,
+            optimize=False,
+        )
+        return True

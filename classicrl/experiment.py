@@ -1,10 +1,10 @@
 """The run directory: one writer, one configuration, everything that a run leaves behind.
 
-    config.json      what was asked for, what it resolved to, versions, later changes
-    metrics.csv      training figures;  evaluations.csv: scores of the agent as it learns
-    tensorboard/     the same to look at
-    checkpoints/     see checkpoint.py
-    summary.json     written once, when the run is finished
+config.json      what was asked for, what it resolved to, versions, later changes
+metrics.csv      training figures;  evaluations.csv: scores of the agent as it learns
+tensorboard/     the same to look at
+checkpoints/     see checkpoint.py
+summary.json     written once, when the run is finished
 """
 
 import dataclasses
@@ -96,7 +96,7 @@ class Run:
         path = self.directory / "config.json"
         if not path.exists():
             config = resolve(config)
-            record = {
+            record: dict[str, Any] = {
                 "config": as_json(config),
                 "versions": versions(),
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -106,16 +106,20 @@ class Run:
             return config
         record = read_json(path)
         recorded = record.get("config", {})
-        asked = as_json(config)
-        differing, changed = [], {}
-        for field in dataclasses.fields(config):  # type: ignore[arg-type]
-            old, new = recorded.get(field.name), asked[field.name]
+        differing: list[str] = []
+        changed: dict[str, Any] = {}
+        derived: dict[str, Any] = {}
+        fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+        for name, new in as_json(config).items():
+            old = recorded.get(name)
+            if new == old:
+                continue
             if new is None:
-                asked[field.name] = old
-            elif new != old and not field.metadata.get("may_change", False):
-                differing.append(f"{field.name} is {new}, was {old}")
-            elif new != old:
-                changed[field.name] = new
+                derived[name] = old
+            elif fields[name].metadata.get("may_change", False):
+                changed[name] = new
+            else:
+                differing.append(f"{name} is {new}, was {old}")
         if differing:
             raise UserError(
                 f"{self.directory} holds a run with another configuration ("
@@ -125,9 +129,9 @@ class Run:
         if changed:
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             record["changes"].append({"at": when, "fields": changed})
-            record["config"] = asked
+            record["config"] = recorded | changed
             write_json(path, record)
-        return dataclasses.replace(config, **asked)  # type: ignore[type-var]
+        return dataclasses.replace(config, **derived)  # type: ignore[type-var]
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -232,8 +236,11 @@ def _git(*arguments: str) -> str:
 
 
 def as_json(config: Any) -> dict[str, Any]:
-    """A configuration dataclass as plain JSON values; paths become strings."""
+    """The recorded fields of a configuration as plain JSON values; paths become strings."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=os.fspath))
+    for field in dataclasses.fields(config):
+        if field.metadata.get("not_recorded", False):
+            del plain[field.name]
     return plain
 
 

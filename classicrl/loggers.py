@@ -22,35 +22,40 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class CsvLog:
-    """A CSV file with a fixed set of columns, ``step`` first, flushed at every row.
+    """A CSV file, ``step`` first, flushed at every row. Its first row fixes the columns.
 
     Args:
         path: of the file; an existing one is continued.
-        columns: beside ``step``.
         resume_step: rows of later steps are dropped.
     """
 
-    def __init__(self, path: Path, columns: tuple[str, ...], resume_step: int = 0) -> None:
-        self.columns = ("step", *columns)
-        kept: list[list[str]] = []
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        rows: list[list[str]] = []
         if path.exists():
             with path.open(newline="") as file:
-                header, *rows = list(csv.reader(file)) or [[]]
-            if header == list(self.columns):
-                # A row cut short by a crash has too few fields.
-                whole = (row for row in rows if len(row) == len(header))
-                kept = [row for row in whole if int(row[0]) <= resume_step]
+                rows = list(csv.reader(file))
+        self._columns = tuple(rows[0]) if rows else ()
         self._file: TextIO = path.open("w", newline="")
         self._writer = csv.writer(self._file, lineterminator="\n")
-        self._writer.writerow(self.columns)
-        self._writer.writerows(kept)
+        for row in rows:
+            # A row cut short by a crash has too few fields.
+            whole = len(row) == len(self._columns)
+            if row is rows[0] or (whole and int(row[0]) <= resume_step):
+                self._writer.writerow(row)
         self._file.flush()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends one row; ``metrics`` must have exactly the columns of the file."""
-        if set(metrics) != set(self.columns[1:]):
-            raise ValueError(f"columns are {self.columns[1:]}, got {tuple(metrics)}")
-        values = (metrics[name] for name in self.columns[1:])
+        """Appends one row.
+
+        Raises:
+            ValueError: if the names are not those of the first row.
+        """
+        if not self._columns:
+            self._columns = ("step", *metrics)
+            self._writer.writerow(self._columns)
+        if set(metrics) != set(self._columns[1:]):
+            raise ValueError(f"columns are {self._columns[1:]}, got {tuple(metrics)}")
+        values = (metrics[name] for name in self._columns[1:])
         self._writer.writerow([step, *(_short(value) for value in values)])
         self._file.flush()
 
@@ -67,25 +72,32 @@ def _short(value: float) -> str:
 
 
 class MetricsLog:
-    """Scalars to ``metrics.csv`` and TensorBoard; histograms and pictures to TensorBoard.
+    """Scalars to CSV files and TensorBoard; histograms and pictures to TensorBoard.
+
+    Training figures go to ``metrics.csv``, the scores of evaluations to ``evaluations.csv``.
 
     Args:
         directory: of the run.
         resume_step: what was written for later steps is dropped.
     """
 
-    def __init__(self, directory: Path, columns: tuple[str, ...], resume_step: int = 0) -> None:
-        self._csv = CsvLog(directory / "metrics.csv", columns, resume_step)
+    def __init__(self, directory: Path, resume_step: int = 0) -> None:
+        self._metrics = CsvLog(directory / "metrics.csv", resume_step)
+        self._evaluations = CsvLog(directory / "evaluations.csv", resume_step)
         purge = resume_step + 1 if resume_step else None
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=purge)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One row; names like ``losses/td`` group the curves in TensorBoard."""
-        self._csv.write(step, metrics)
-        self.scalars(step, metrics)
+        """Training figures; names like ``losses/td`` group the curves in TensorBoard."""
+        self._metrics.write(step, metrics)
+        self._scalars(step, metrics)
 
-    def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
-        """To TensorBoard alone, for figures that come at their own times."""
+    def write_evaluation(self, step: int, scores: Mapping[str, float]) -> None:
+        """Scores of an evaluation; ``eval/`` in TensorBoard."""
+        self._evaluations.write(step, scores)
+        self._scalars(step, {f"eval/{name}": score for name, score in scores.items()})
+
+    def _scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             if not math.isnan(value):
                 self._board.add_scalar(name, value, step)
@@ -105,7 +117,8 @@ class MetricsLog:
             height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes()
         )
         summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        self._board._get_file_writer().add_summary(summary, step)
+        writer = self._board._get_file_writer()  # type: ignore[no-untyped-call]
+        writer.add_summary(summary, step)
 
     def text(self, name: str, content: str) -> None:
         """Markdown, at step 0."""
@@ -116,8 +129,9 @@ class MetricsLog:
         self._board.flush()
 
     def close(self) -> None:
-        """Closes both."""
-        self._csv.close()
+        """Closes everything."""
+        self._metrics.close()
+        self._evaluations.close()
         self._board.close()
 
     def __enter__(self) -> Self:
@@ -164,8 +178,7 @@ class MeanMetrics:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues the means."""
         self._sums = {
-            name: torch.tensor(total, dtype=torch.float64)
-            for name, total in state["sums"].items()
+            name: torch.tensor(total, dtype=torch.float64) for name, total in state["sums"].items()
         }
         self._count = int(state["count"])
 

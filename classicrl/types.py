@@ -1,6 +1,6 @@
 """The records and protocols that the components exchange."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,18 @@ class Transition(NamedTuple):
 class Sampler(Protocol):
     """Which stored rows to draw, as a function of their age alone."""
 
-    def __call__(
-        self, rng: np.random.Generator, num_stored: int, size: int
-    ) -> NDArray[np.int64]:
+    def __call__(self, rng: np.random.Generator, num_stored: int, size: int) -> NDArray[np.int64]:
         """Ages, int64 ``[size]`` in ``[0, num_stored)``; 0 is the newest row."""
+        ...
+
+
+class Stateful(Protocol):
+    """Whatever a checkpoint must hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue: dicts, lists, numbers, text, bytes, arrays, tensors."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where ``state_dict`` was taken."""
         ...

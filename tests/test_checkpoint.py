@@ -625,6 +625,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "hidden parent path": rename_external("replay/../../secret"),
     "dotted path": rename_external("./replay/chunk-0002.bin"),
     "absolute path": rename_external("/etc/hostname"),
+    "root path": rename_external("/"),
     "empty path": rename_external(""),
 }
 
@@ -805,6 +806,7 @@ HOSTILE_STATES = {
     "tensor used twice": b'{"dict": [["t", {"tensor": "000000"}], ["u", {"tensor": "000000"}]]}',
     "repeated key": b'{"dict": [["t", {"tensor": "000000"}], ["t", 1]]}',
     "list as key": b'{"dict": [[[1], {"tensor": "000000"}]]}',
+    "boolean as key": b'{"dict": [[true, {"tensor": "000000"}]]}',
     "pairs of three": b'{"dict": [["t", {"tensor": "000000"}, 3]]}',
     "object array": b'{"dict": [["t", {"ndarray": "000000", "dtype": "|O", "shape": [1]}]]}',
     "record array": b'{"dict": [["t", {"ndarray": "000000", "dtype": "i4,O", "shape": [1]}]]}',
@@ -812,12 +814,13 @@ HOSTILE_STATES = {
     "giant shape": (
         b'{"dict": [["t", {"ndarray": "000000", "dtype": "<f8", "shape": [1000000000000]}]]}'
     ),
+    "array smaller than its bytes": (
+        b'{"dict": [["t", {"ndarray": "000000", "dtype": "<f4", "shape": [1]}]]}'
+    ),
     "wide strings": (
         b'{"dict": [["t", {"ndarray": "000000", "dtype": "<U536870911", "shape": [1]}]]}'
     ),
-    "negative shape": (
-        b'{"dict": [["t", {"tensor": "000000", "dtype": "uint8", "shape": [-4, -2]}]]}'
-    ),
+    "negative shape": (b'{"dict": [["t", {"tensor": "000000", "dtype": "uint8", "shape": [-1]}]]}'),
     "function as dtype": (
         b'{"dict": [["t", {"tensor": "000000", "dtype": "load", "shape": [8]}]]}'
     ),

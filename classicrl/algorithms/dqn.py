@@ -53,10 +53,14 @@ class DQNLearner:
         self.max_grad_norm = float("inf") if max_grad_norm is None else max_grad_norm
 
     @torch.no_grad()
+    def action_values(self, obs: Tensor) -> Tensor:
+        """Q of every action, ``[N, *obs_shape] -> float32 [N, A]``."""
+        q: Tensor = self.online(obs).q
+        return q
+
     def act(self, obs: Tensor) -> Tensor:
         """Greedy actions, ``[N, *obs_shape] -> int64 [N]``."""
-        action: Tensor = self.online(obs).q.argmax(dim=1)
-        return action
+        return self.action_values(obs).argmax(dim=1)
 
     def update(self, batch: Transition, num_updates: int = 1) -> dict[str, Tensor]:
         """``num_updates`` gradient steps, each on its own equal share of the batch.
@@ -74,9 +78,7 @@ class DQNLearner:
         """
         with torch.no_grad():
             next_q_target = self.target(batch.next_obs).q  # [num_updates * B, A]
-        shares = zip(
-            *(field.chunk(num_updates) for field in (*batch, next_q_target)), strict=True
-        )
+        shares = zip(*(field.chunk(num_updates) for field in (*batch, next_q_target)), strict=True)
         results = [self._update_once(Transition(*share[:5]), share[5]) for share in shares]
         return dict(zip(("loss", "q", "grad_norm"), torch.stack(results, dim=1), strict=True))
 

@@ -35,7 +35,7 @@ class QHead(nn.Module):
 class DuelingHead(nn.Module):
     """Value and advantage streams, ``features -> hidden, ReLU -> 1`` and ``-> A``.
 
-        Q(x,a) = V(x) + F(x,a) - mean_b F(x,b)      (Wang et al. 2016, equation 9)
+    Q(x,a) = V(x) + F(x,a) - mean_b F(x,b)      (Wang et al. 2016, equation 9)
     """
 
     def __init__(self, in_features: int, num_actions: int, hidden: int = 512) -> None:

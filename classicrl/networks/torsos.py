@@ -47,7 +47,8 @@ class ConvTorso(nn.Module):
         # into that order before they become floats four times as long.
         x = obs.contiguous(memory_format=torch.channels_last).to(torch.float32).mul_(1.0 / 255.0)
         # Features in the order height, width, channel: as they lie in memory, so without a copy.
-        return self.convolutions(x).permute(0, 2, 3, 1).flatten(1)  # [B, out_features]
+        features: Tensor = self.convolutions(x).permute(0, 2, 3, 1).flatten(1)
+        return features  # [B, out_features]
 
 
 def nature_torso(in_channels: int = 4) -> ConvTorso:

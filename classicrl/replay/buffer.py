@@ -139,6 +139,11 @@ class ReplayBuffer:
         )
         return int(self._obs.numel() * self._obs.element_size() + sum(a.nbytes for a in host))
 
+    @property
+    def obs_nbytes(self) -> int:
+        """Bytes of one stored observation."""
+        return self._obs[0].numel() * self._obs.element_size()
+
     # -- adding --------------------------------------------------------------------------------
 
     def add(
@@ -270,7 +275,7 @@ class ReplayBuffer:
             ValueError: if nothing can be drawn yet.
         """
         ids = self._draw(batch_size, self.rng if rng is None else rng)
-        reward, discount, steps, next_ids = self._look_ahead(ids)
+        reward, discount, next_ids = self._look_ahead(ids)
         action = self._action[ids % self.capacity]
         if self.n_steps == 1:
             # obs and next_obs overlap in all frames but one: gather them once.
@@ -330,10 +335,8 @@ class ReplayBuffer:
 
     def _look_ahead(
         self, ids: NDArray[np.int64]
-    ) -> tuple[
-        NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]
-    ]:
-        """n-step reward, discount, steps summed, and the id of the observation after them."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """n-step reward, discount of the bootstrap, and the id of the row to bootstrap from."""
         path = np.empty((len(ids), self.n_steps + 1), dtype=np.int64)
         path[:, 0] = ids
         for j in range(self.n_steps):  # past an episode's end the path stays on its last row
@@ -342,7 +345,7 @@ class ReplayBuffer:
         reward, discount, steps = n_step_return(
             self._reward[slots], self._terminated[slots], self._ended[slots], self.gamma
         )
-        return reward, discount, steps, path[np.arange(len(ids)), steps]
+        return reward, discount, path[np.arange(len(ids)), steps]
 
     def _look_back(
         self, ids: NDArray[np.int64], depth: int
@@ -419,11 +422,19 @@ class ReplayBuffer:
         if not kept.any():
             return
         ids = ids[kept]
-        self._write(ids % self.capacity, *(field[kept] for field in rows[1:]))
-        has_back = (rows.back[kept] > 0) & (ids - rows.back[kept] >= self.oldest_id)
-        linked = ids[has_back]
-        back = rows.back[kept][has_back]
-        self._ahead[(linked - back) % self.capacity] = back
+        back = rows.back[kept]
+        self._write(
+            ids % self.capacity,
+            rows.obs[kept],
+            rows.action[kept],
+            rows.reward[kept],
+            rows.terminated[kept],
+            rows.ended[kept],
+            rows.is_source[kept],
+            back,
+        )
+        linked = (back > 0) & (ids - back >= self.oldest_id)
+        self._ahead[(ids - back)[linked] % self.capacity] = back[linked]
 
 
 def replay_nbytes(

@@ -2,8 +2,8 @@
 
 Consecutive frames of a game differ in a few pixels. Every observation is XORed with its predecessor
 in the same episode, which leaves almost only zeros, and deflated. A chunk holds consecutive rows,
-refers to no other chunk, takes at most 15 MiB and never changes: a checkpoint writes what came since
-the last one, and a long run can be carried from one machine to another file by file.
+refers to no other chunk, takes at most 15 MiB and never changes: a checkpoint writes what came
+since the last one, and a long run can be carried from one machine to another file by file.
 """
 
 import json

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 class UniformSampler:
     """Every stored row is equally likely."""
 
-    def __call__(
-        self, rng: np.random.Generator, num_stored: int, size: int
-    ) -> NDArray[np.int64]:
+    def __call__(self, rng: np.random.Generator, num_stored: int, size: int) -> NDArray[np.int64]:
         """Ages, int64 ``[size]``, uniform over ``[0, num_stored)``, with replacement."""
         return rng.integers(num_stored, size=size)
