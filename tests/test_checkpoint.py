@@ -22,7 +22,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classicrl import checkpoint
 from classicrl.checkpoint import (
     Checkpoint,
     CheckpointCorrupt,
@@ -30,11 +29,14 @@ from classicrl.checkpoint import (
     CheckpointStore,
     HashedFile,
     checkpoint_paths,
+    codec,
     load_model,
     read_checkpoint,
     save_model,
     write_atomic,
 )
+from classicrl.checkpoint import files as files_module
+from classicrl.checkpoint import store as store_module
 from classicrl.errors import UserError
 
 
@@ -284,7 +286,7 @@ def test_cyclic_and_oversized_states_are_refused(
     cycle.append(cycle)
     with pytest.raises(ValueError, match="nested deeper"):
         store.save(1, {"cycle": cycle})
-    monkeypatch.setattr(checkpoint, "_MAX_STATE_BYTES", 1000)
+    monkeypatch.setattr(codec, "MAX_STATE_BYTES", 1000)
     with pytest.raises(ValueError, match="as arrays or tensors"):
         store.save(1, {"returns": [0.5] * 1000})
     store.save(1, {"returns": np.full(1000, 0.5)})
@@ -292,7 +294,7 @@ def test_cyclic_and_oversized_states_are_refused(
 
 def test_the_deepest_state_that_is_saved_is_also_loaded() -> None:
     state: Any = 1
-    for _ in range(checkpoint._MAX_DEPTH):
+    for _ in range(codec._MAX_DEPTH):
         state = {"a": state}
     assert same(round_trip(state), state)
 
@@ -899,10 +901,10 @@ def kill_at_call(k: int, action: Callable[[], object]) -> bool:
                 os.kill(os.getpid(), signal.SIGKILL)
             write_and_sync(path, data)
 
-        write_and_sync = checkpoint._write_and_sync
+        write_and_sync = store_module.write_and_sync
         for name in ("replace", "rename", "fsync", "mkdir", "unlink", "rmdir"):
             setattr(os, name, wrap(getattr(os, name)))
-        checkpoint._write_and_sync = half_written
+        store_module.write_and_sync = half_written
         code = 1
         try:
             action()
@@ -1079,7 +1081,7 @@ def test_too_little_free_space_is_noticed_before_writing(
     free = int(1.1 * size)
     opened: list[Any] = []
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_and_sync", lambda *args: opened.append(args))
+        patch.setattr(store_module, "write_and_sync", lambda *args: opened.append(args))
         with pytest.raises(CheckpointNotWritten, match="bytes free"):
             store.save(NEW + 1, state_of(NEW + 1))
     assert opened == []
@@ -1098,7 +1100,7 @@ def test_a_device_that_is_full(run: Path, name: str, monkeypatch: pytest.MonkeyP
     store = CheckpointStore(run, warn=no_warning)
     before = names(run)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "open", open_full, raising=False)
+        patch.setattr(files_module, "open", open_full, raising=False)
         with pytest.raises(CheckpointNotWritten, match="No space left"):
             store.save(NEW + 1, state_of(NEW + 1))
     assert names(run) == before
@@ -1130,7 +1132,7 @@ def test_an_interrupt_in_mid_save_cleans_up(run: Path, monkeypatch: pytest.Monke
 
     store = CheckpointStore(run, warn=no_warning)
     before = names(run)
-    monkeypatch.setattr(checkpoint, "_sync_directory", interrupted)
+    monkeypatch.setattr(store_module, "sync_directory", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.save(NEW + 1, state_of(NEW + 1))
     assert names(run) == before
