@@ -59,6 +59,9 @@ def exit_with(main: Callable[[ConfigT], Any], config: ConfigT) -> NoReturn:
     except (UserError, RunFailure) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # the disk or the file system, in mid-run
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(RunFailure.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)

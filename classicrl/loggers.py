@@ -4,6 +4,7 @@ Both continue where a checkpoint was taken: rows and events that a lost part of 
 after it are dropped, so no step appears twice.
 """
 
+import contextlib
 import csv
 import io
 import math
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TextIO
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,6 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from classicrl.checkpoint import write_atomic
+
+from classicrl.checkpoint import write_atomic
 
 
 class CsvLog:
@@ -30,34 +35,34 @@ class CsvLog:
     """
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
-        rows: list[list[str]] = []
+        self._columns: tuple[str, ...] = ()
         if path.exists():
             with path.open(newline="") as file:
-                rows = list(csv.reader(file))
-        self._columns = tuple(rows[0]) if rows else ()
-        self._file: TextIO = path.open("w", newline="")
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        for row in rows:
+                header, *rows = list(csv.reader(file)) or [[]]
+            self._columns = tuple(header)
             # A row cut short by a crash has too few fields.
-            whole = len(row) == len(self._columns)
-            if row is rows[0] or (whole and int(row[0]) <= resume_step):
-                self._writer.writerow(row)
-        self._file.flush()
+            whole = (row for row in rows if len(row) == len(header))
+            kept = [header, *(row for row in whole if int(row[0]) <= resume_step)]
+            write_atomic(path, "".join(",".join(row) + "\n" for row in kept if row).encode())
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends one row.
+        """Appends one row. What a full disk refuses is kept and written with the next row.
 
         Raises:
             ValueError: if the names are not those of the first row.
         """
+        text = ""
         if not self._columns:
             self._columns = ("step", *metrics)
-            self._writer.writerow(self._columns)
+            text = ",".join(self._columns) + "\n"
         if set(metrics) != set(self._columns[1:]):
             raise ValueError(f"columns are {self._columns[1:]}, got {tuple(metrics)}")
-        values = (metrics[name] for name in self._columns[1:])
-        self._writer.writerow([step, *(_short(value) for value in values)])
-        self._file.flush()
+        cells = [str(step), *(_short(metrics[name]) for name in self._columns[1:])]
+        self._unwritten += (text + ",".join(cells) + "\n").encode()
+        with contextlib.suppress(OSError):
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def close(self) -> None:
         """Closes the file."""
@@ -79,13 +84,18 @@ class MetricsLog:
     Args:
         directory: of the run.
         resume_step: what was written for later steps is dropped.
+        evaluated_at_step: the last evaluation that the resumed run knows of; later ones are
+            dropped, also one at ``resume_step`` itself, which will be made again.
     """
 
-    def __init__(self, directory: Path, resume_step: int = 0) -> None:
+    def __init__(
+        self, directory: Path, *, resume_step: int = 0, evaluated_at_step: int = 0
+    ) -> None:
         self._metrics = CsvLog(directory / "metrics.csv", resume_step)
-        self._evaluations = CsvLog(directory / "evaluations.csv", resume_step)
-        purge = resume_step + 1 if resume_step else None
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=purge)
+        self._evaluations = CsvLog(directory / "evaluations.csv", evaluated_at_step)
+        # Also at step 0: a run that was killed before its first checkpoint begins again there.
+        board = str(directory / "tensorboard")
+        self._board = SummaryWriter(board, purge_step=resume_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Training figures; names like ``losses/td`` group the curves in TensorBoard."""
@@ -98,13 +108,15 @@ class MetricsLog:
         self._scalars(step, {f"eval/{name}": score for name, score in scores.items()})
 
     def _scalars(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            if not math.isnan(value):
-                self._board.add_scalar(name, value, step)
+        with contextlib.suppress(OSError):  # a full disk ends the events, not the run
+            for name, value in metrics.items():
+                if not math.isnan(value):
+                    self._board.add_scalar(name, value, step)
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
         """Distribution of ``values``, any shape."""
-        self._board.add_histogram(name, values, step)
+        with contextlib.suppress(OSError):
+            self._board.add_histogram(name, values, step)
 
     def gif(self, step: int, name: str, path: Path) -> None:
         """An animated picture, shown under Images."""
@@ -120,19 +132,17 @@ class MetricsLog:
         writer = self._board._get_file_writer()  # type: ignore[no-untyped-call]
         writer.add_summary(summary, step)
 
-    def text(self, name: str, content: str) -> None:
-        """Markdown, at step 0."""
-        self._board.add_text(name, content, 0)
-
     def flush(self) -> None:
         """Everything written so far is on disk after this."""
-        self._board.flush()
+        with contextlib.suppress(OSError):
+            self._board.flush()
 
     def close(self) -> None:
         """Closes everything."""
         self._metrics.close()
         self._evaluations.close()
-        self._board.close()
+        with contextlib.suppress(OSError):
+            self._board.close()
 
     def __enter__(self) -> Self:
         return self
@@ -249,10 +259,8 @@ class EpisodeStatistics:
 
 def read_csv(path: Path) -> dict[str, NDArray[np.float64]]:
     """Columns of a file that :class:`CsvLog` wrote, float64, NaN where a cell is empty."""
-    with io.StringIO(path.read_text(), newline="") as file:
-        header, *rows = list(csv.reader(file))
-    whole = [row for row in rows if len(row) == len(header)]
+    header, rows = _whole_rows(path)
     return {
-        name: np.array([float(row[i]) if row[i] else math.nan for row in whole])
+        name: np.array([float(row[i]) if row[i] else math.nan for row in rows])
         for i, name in enumerate(header)
     }
