@@ -6,7 +6,6 @@ after it are dropped, so no step appears twice.
 
 import contextlib
 import csv
-import io
 import math
 from collections import deque
 from collections.abc import Mapping
@@ -23,8 +22,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from classicrl.checkpoint import write_atomic
 
-from classicrl.checkpoint import write_atomic
-
 
 class CsvLog:
     """A CSV file, ``step`` first, flushed at every row. Its first row fixes the columns.
@@ -35,15 +32,10 @@ class CsvLog:
     """
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
-        self._columns: tuple[str, ...] = ()
-        if path.exists():
-            with path.open(newline="") as file:
-                header, *rows = list(csv.reader(file)) or [[]]
-            self._columns = tuple(header)
-            # A row cut short by a crash has too few fields.
-            whole = (row for row in rows if len(row) == len(header))
-            kept = [header, *(row for row in whole if int(row[0]) <= resume_step)]
-            write_atomic(path, "".join(",".join(row) + "\n" for row in kept if row).encode())
+        header, rows = _whole_rows(path) if path.exists() else ([], [])
+        self._columns = tuple(header)
+        kept = [header, *(row for row in rows if int(row[0]) <= resume_step)] if header else []
+        write_atomic(path, "".join(",".join(row) + "\n" for row in kept).encode())
         self._file = path.open("ab", buffering=0)
         self._unwritten = b""
 
@@ -67,6 +59,13 @@ class CsvLog:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _whole_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file, without a last row that a crash has cut short."""
+    lines = path.read_text().splitlines(keepends=True)
+    header, *rows = list(csv.reader(line for line in lines if line.endswith("\n"))) or [[]]
+    return header, [row for row in rows if len(row) == len(header)]
 
 
 def _short(value: float) -> str:
