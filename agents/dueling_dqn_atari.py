@@ -258,7 +258,9 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
     else:
         obs = envs.reset()
-    log = MetricsLog(run.directory, resume_step=count.step)
+    log = MetricsLog(
+        run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+    )
 
     def check_finite() -> None:
         if not all(math.isfinite(mean) for mean in means.peek().values()):
@@ -362,7 +364,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             "seed": config.seed,
             "total_steps": config.total_steps,
             "num_updates": count.updates,
-            "eval": scores.figures(),
+            "eval": scores.record(),
             "steps_per_second": count.step / state.seconds,
             "wall_seconds": state.seconds,
             "refill_steps": count.refill_steps,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,10 @@ class Evaluation(NamedTuple):
             "epsilon": self.epsilon,
             "max_frames_per_episode": self.max_frames_per_episode,
         }
+
+    def record(self) -> dict[str, Any]:
+        """The figures and every game's return, from which intervals are made."""
+        return {**self.figures(), "returns": self.returns}
 
     def __str__(self) -> str:
         return (

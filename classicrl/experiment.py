@@ -74,10 +74,11 @@ class Run:
                 "--run-dir"
             ) from error
         if overwrite:
-            for name in _OWN_FILES:
-                (directory / name).unlink(missing_ok=True)
+            # The configuration last: a kill in between must not leave checkpoints without theirs.
             for name in _OWN_DIRECTORIES:
                 shutil.rmtree(directory / name, ignore_errors=True)
+            for name in reversed(_OWN_FILES):
+                (directory / name).unlink(missing_ok=True)
 
     def configure(self, config: ConfigT, resolve: Callable[[ConfigT], ConfigT]) -> ConfigT:
         """Records the configuration, or checks it against the recorded one.
@@ -94,7 +95,10 @@ class Run:
             UserError: if a field that may not change differs; all such fields are named.
         """
         path = self.directory / "config.json"
-        if not path.exists():
+        others = {*_OWN_FILES, *_OWN_DIRECTORIES} - {"config.json"}
+        # A configuration that was refused before anything was made of it binds nobody.
+        begun = any((self.directory / name).exists() for name in others)
+        if not path.exists() or not begun:
             config = resolve(config)
             record: dict[str, Any] = {
                 "config": as_json(config),

@@ -33,9 +33,11 @@ class CsvLog:
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         header, rows = _whole_rows(path) if path.exists() else ([], [])
-        self._columns = tuple(header)
-        kept = [header, *(row for row in rows if int(row[0]) <= resume_step)] if header else []
-        write_atomic(path, "".join(",".join(row) + "\n" for row in kept).encode())
+        kept = [row for row in rows if int(row[0]) <= resume_step]
+        # Without rows there are no columns either: a later version may write others.
+        self._columns = tuple(header) if kept else ()
+        text = "".join(",".join(row) + "\n" for row in [header, *kept]) if kept else ""
+        write_atomic(path, text.encode())
         self._file = path.open("ab", buffering=0)
         self._unwritten = b""
 

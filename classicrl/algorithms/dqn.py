@@ -100,9 +100,18 @@ class DQNLearner:
         loss = self.loss(q - target)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        grad_norm = self._clip_gradient()
         self.optimizer.step()
         return torch.stack([loss.detach(), q.detach().mean(), grad_norm.detach()])
+
+    def _clip_gradient(self) -> Tensor:
+        """Scales the gradient down to the bound; its norm before that, a scalar."""
+        norm = nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
+        # A pass over all parameters, most often to multiply them by 1: skipped where looking at
+        # the norm costs nothing. On a GPU it would mean waiting. NaN must not be skipped.
+        if norm.is_cuda or not norm + 1e-6 <= self.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
+        return norm
 
     def sync_target(self) -> None:
         """Copies the online parameters into the target network."""

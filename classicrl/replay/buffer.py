@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from classicrl.errors import UserError
 from classicrl.replay.samplers import UniformSampler
 from classicrl.returns import n_step_return
 from classicrl.types import Sampler, Transition
@@ -59,7 +60,7 @@ class ReplayBuffer:
         seed: of the sampling generator.
 
     Raises:
-        ValueError: if the ring is too short to hold one window of every environment.
+        UserError: if the ring is too short to hold one window of every environment.
     """
 
     def __init__(
@@ -91,9 +92,9 @@ class ReplayBuffer:
         # Twice a window: one for every environment's running episode, one for last observations.
         needed = 2 * num_envs * (self._depth + n_steps)
         if capacity < needed:
-            raise ValueError(
+            raise UserError(
                 f"a replay of {capacity} rows is too short for {num_envs} environments with "
-                f"stacks of {self._depth} and {n_steps}-step returns: at least {needed}"
+                f"stacks of {self._depth} and {n_steps}-step returns: make it at least {needed}"
             )
         # Not zeroed: untouched pages cost no memory, and no row is read before it is written.
         self._obs = torch.empty((capacity, *obs_shape), dtype=obs_dtype, device=self.device)
@@ -366,10 +367,9 @@ class ReplayBuffer:
     def _gather(self, slots: NDArray[np.int64], blank: NDArray[np.bool_]) -> Tensor:
         """Observations ``[B, depth, *obs_shape]``, zeros where ``blank``."""
         flat = self._obs.index_select(0, self._to_device(slots.ravel()))
-        obs = flat.view(*slots.shape, *self._obs.shape[1:])
-        if blank.any():
-            obs[self._to_device(blank)] = 0
-        return obs
+        if blank.any():  # by index: a mask would go over the whole batch for a few frames
+            flat.index_fill_(0, self._to_device(np.flatnonzero(blank)), 0)
+        return flat.view(*slots.shape, *self._obs.shape[1:])
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -416,7 +416,18 @@ class ReplayBuffer:
         )
 
     def restore(self, rows: Rows) -> None:
-        """Puts archived rows back, in the order of their ids; links ahead are made again."""
+        """Puts archived rows back, in the order of their ids; links ahead are made again.
+
+        Raises:
+            ValueError: if they are not rows of a buffer like this one.
+        """
+        for name, stored in (("obs", self._obs[:0].cpu().numpy()), ("action", self._action)):
+            given = getattr(rows, name)
+            if given.shape[1:] != stored.shape[1:] or given.dtype != stored.dtype:
+                raise ValueError(
+                    f"{name} is {given.dtype} {given.shape[1:]} per row, here it is "
+                    f"{stored.dtype} {stored.shape[1:]}"
+                )
         ids = rows.first_id + np.arange(len(rows.reward))
         kept = ids >= self.oldest_id
         if not kept.any():

@@ -7,6 +7,7 @@ since the last one, and a long run can be carried from one machine to another fi
 """
 
 import json
+import math
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,15 @@ from classicrl.replay.buffer import ReplayBuffer, Rows
 
 MAX_CHUNK_BYTES = 15 * 2**20
 _MAX_CHUNK_ROWS = 16_384
+_MAX_INFLATED_BYTES = 256 * 2**20
 _DEFLATE_LEVEL = 6
+_DTYPES = {
+    "reward": np.float32,
+    "terminated": np.bool_,
+    "ended": np.bool_,
+    "is_source": np.bool_,
+    "back": np.int32,
+}
 
 
 class Chunk(NamedTuple):
@@ -49,8 +58,10 @@ class ReplayArchive:
         """Writes the rows that came since the last save; returns the files of all stored rows."""
         self.chunks = [c for c in self.chunks if c.end_id > buffer.oldest_id]
         first = max(self.chunks[-1].end_id if self.chunks else 0, buffer.oldest_id)
+        fitting_rows = _MAX_INFLATED_BYTES // (buffer.nbytes // buffer.capacity)
+        max_rows = max(1, min(_MAX_CHUNK_ROWS, fitting_rows))
         while first < buffer.next_id:
-            end = min(first + _MAX_CHUNK_ROWS, buffer.next_id)
+            end = min(first + max_rows, buffer.next_id)
             data = encode(buffer.rows(first, end))
             while len(data) > MAX_CHUNK_BYTES and end - first > 1:
                 end = first + (end - first) // 2
@@ -73,7 +84,10 @@ class ReplayArchive:
             rows = decode(path)
             if (rows.first_id, rows.first_id + len(rows.reward)) != (chunk.first_id, chunk.end_id):
                 raise UserError(f"{path} does not hold rows {chunk.first_id}-{chunk.end_id}")
-            buffer.restore(rows)
+            try:
+                buffer.restore(rows)
+            except ValueError as error:
+                raise UserError(f"{path} is of another replay ({error})") from error
 
     @property
     def nbytes(self) -> int:
@@ -122,24 +136,51 @@ def decode(path: Path) -> Rows:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             layout = json.loads(metadata["layout"])
+            first_id = int(metadata["first_id"])
             fields: dict[str, NDArray[Any]] = {}
+            left = _MAX_INFLATED_BYTES
             for name in Rows._fields[1:]:
                 dtype, shape = np.dtype(layout[name]["dtype"]), tuple(layout[name]["shape"])
-                expected = int(np.prod(shape)) * dtype.itemsize
-                # The declared size bounds what is inflated: a hostile file cannot fill the memory.
+                nbytes = math.prod(shape) * dtype.itemsize
+                left -= nbytes
+                if left < 0 or any(length < 0 for length in shape):
+                    raise ValueError(f"bad shape {shape}: at most {_MAX_INFLATED_BYTES} bytes fit")
+                # The declared size bounds what is inflated, and a limit of 0 would mean none: a
+                # hostile file cannot fill the memory.
                 inflater = zlib.decompressobj()
-                raw = inflater.decompress(file.get_tensor(name).tobytes(), expected)
-                if len(raw) != expected or not inflater.eof:
-                    raise ValueError(f"{name} is not {expected} bytes long")
+                raw = inflater.decompress(file.get_tensor(name).tobytes(), nbytes + 1)
+                if len(raw) != nbytes or not inflater.eof:
+                    raise ValueError(f"{name} is not {nbytes} bytes long")
                 fields[name] = np.frombuffer(bytearray(raw), dtype=dtype).reshape(shape)
-            first_id = int(metadata["first_id"])
-    except (OSError, KeyError, ValueError, TypeError, zlib.error, SafetensorError) as error:
+        _require_rows(fields)
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        zlib.error,
+        SafetensorError,
+    ) as error:
         raise UserError(f"{path} is not a whole replay chunk ({error})") from error
     obs = fields["obs"].view(np.uint8).reshape(len(fields["obs"]), -1)
     has_link, link = _links(fields["back"])
     for i in np.flatnonzero(has_link):  # in order: a predecessor is whole before it is used
         obs[i] ^= obs[link[i]]
     return Rows(first_id, **fields)
+
+
+def _require_rows(fields: dict[str, NDArray[Any]]) -> None:
+    """Raises ValueError unless these are the fields of :class:`Rows`, of equally many rows."""
+    for name, dtype in _DTYPES.items():
+        if fields[name].ndim != 1 or fields[name].dtype != dtype:
+            raise ValueError(f"{name} is not one {np.dtype(dtype)} a row")
+    num_rows = {len(field) for field in fields.values()}
+    if len(num_rows) != 1 or num_rows == {0}:
+        raise ValueError("the fields are empty, or differ in their number of rows")
+    if (fields["back"] < 0).any():
+        raise ValueError("a row follows one that is newer than itself")
 
 
 def _links(back: NDArray[np.int32]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:

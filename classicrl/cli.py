@@ -1,0 +1,298 @@
+"""The command ``classicrl``: what is done with agents once ``agents/*.py`` have trained them.
+
+Only the parser is imported here; each subcommand imports what it needs, so that ``--help`` answers
+at once.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from tyro.conf import Positional
+from tyro.extras import subcommand_cli_from_dict
+
+from classicrl.command_line import exit_with
+from classicrl.errors import RunFailure, UserError
+
+if TYPE_CHECKING:
+    from classicrl.experiment import StopRequest
+
+_INDEX = Path("runs/reference/index.json")
+_MAX_EPISODES = 1_000  # games are played side by side, an emulator each
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the subcommand of ``arguments``, by default ``sys.argv[1:]``, and exits.
+
+    0 done; 1 the answer is no (``verify``, ``doctor``, ``results --check``); 2 bad input; 75
+    stopped by SIGTERM; 130 by SIGINT.
+    """
+    subcommands: dict[str, Callable[..., Any]] = {
+        "evaluate": evaluate,
+        "plot": plot,
+        "doctor": doctor,
+        "verify": verify,
+        "publish": publish,
+        "results": results,
+    }
+    exit_with(
+        lambda given: subcommand_cli_from_dict(
+            subcommands,
+            prog="classicrl",
+            description="Evaluate, draw, check and publish what the scripts in agents/ trained.",
+            args=given,
+        ),
+        arguments,
+    )
+
+
+def evaluate(
+    run_dir: Positional[str],
+    *,
+    episodes: int = 30,
+    epsilon: float | None = None,
+    seed: int = 0,
+    video: Path | None = None,
+    max_frames: int | None = None,
+    device: Device = "auto",
+    threads: int = 0,
+    index: Path = _INDEX,
+) -> None:
+    """Play a trained agent without learning, and say how well it does.
+
+    Args:
+        run_dir: A run directory, a model file, or the name of a published result.
+        episodes: Games, each from its own seed.
+        epsilon: Share of random actions. Default: 0.01 without sticky actions, else 0.
+        seed: Of the games; none of them is one of training's.
+        video: Write one more game to this GIF.
+        max_frames: Emulator frames after which a game is cut. Default: the protocol's, 108,000.
+        device: auto is the GPU if there is one.
+        threads: CPU threads; 0 is all that this process may use.
+        index: Where published results are looked up.
+    """
+    _require(1 <= episodes <= _MAX_EPISODES, f"--episodes must be in [1, {_MAX_EPISODES:,}]")
+    _require(epsilon is None or 0 <= epsilon <= 1, "--epsilon must be in [0, 1]")
+    _require(seed >= 0, "--seed must not be negative")
+    _require(threads >= 0, "--threads must not be negative")
+    _require(max_frames is None or max_frames > 0, "--max-frames must be positive")
+    if video is not None:
+        _require(video.suffix == ".gif", f"--video {video} must end in .gif")
+        _require(video.parent.is_dir(), f"--video: {video.parent} is not a directory")
+
+    from dataclasses import replace
+
+    from classicrl.agent_file import MODEL_FILE, load_agent
+    from classicrl.evaluation import AtariEvaluator
+    from classicrl.experiment import StopRequest
+    from classicrl.machine import choose_device, set_threads
+    from classicrl.plots import protocol_in_words
+    from classicrl.reference import find, read_index
+    from classicrl.statistics import bootstrap_interval
+
+    path = Path(run_dir)
+    if not path.exists() and index.exists() and len(path.parts) == 1:
+        (entry,) = find(read_index(index), [run_dir])
+        if entry.weights is None:
+            raise UserError(f"{run_dir} was published without weights: it cannot be played")
+        path = index.parent / entry.path / MODEL_FILE
+    threads = set_threads(threads)
+    agent = load_agent(path, choose_device(device))
+    protocol = agent.card.protocol
+    if max_frames is not None:
+        protocol = replace(protocol, max_frames_per_episode=max_frames)
+    with StopRequest() as stop:
+        evaluator = AtariEvaluator(
+            agent.policy,
+            agent.card.env_id,
+            protocol,
+            seed=seed,
+            epsilon=epsilon,
+            num_threads=threads,
+            should_stop=lambda: bool(stop),
+        )
+        print(agent.card, flush=True)
+        scores = evaluator.play(episodes)
+        if scores is None:
+            _leave(stop)
+        low, high = bootstrap_interval(scores.returns)
+        print(
+            f"protocol      {protocol.name}: {protocol_in_words(protocol.name)}\n"
+            f"games         {episodes}, seed {seed}, epsilon {scores.epsilon:g}, "
+            f"at most {scores.max_frames_per_episode:,} frames each\n"
+            f"return        {scores.mean_return:.2f} +- {scores.std_return:.2f} "
+            "(mean, standard deviation over games)\n"
+            f"95% interval  [{low:.2f}, {high:.2f}] (of the mean, bootstrap)\n"
+            f"range         {min(scores.returns):g} to {max(scores.returns):g}",
+            flush=True,
+        )
+        if video is not None:
+            try:
+                if not evaluator.record_gif(video):
+                    _leave(stop)
+            except OSError as error:
+                raise UserError(f"cannot write {video} ({error.strerror})") from error
+            print(f"video         {video}")
+
+
+def plot(
+    run_dirs: Positional[tuple[Path, ...]],
+    *,
+    out: Path = Path("curves.png"),
+    metric: str = "return",
+    x: Literal["steps", "hours"] = "steps",
+) -> None:
+    """Draw learning curves; seeds of one configuration become a mean with its interval.
+
+    Args:
+        run_dirs: Run directories, of peers too.
+        out: Picture to write: .png, .svg or .pdf.
+        metric: return, eval, loss, or any column of metrics.csv.
+        x: Against steps, or hours of wall time.
+    """
+    _require(bool(run_dirs), "name one or more run directories")
+    from classicrl.plots import plot_runs
+
+    plot_runs(run_dirs, out, metric=metric, x=x)
+    print(f"wrote {out}")
+
+
+def doctor() -> None:
+    """Say what this installation and this machine can do, and what is missing for more."""
+    from classicrl.doctor import examine
+
+    failed = []
+    for finding in examine():
+        print(finding, flush=True)
+        if finding.status == "fail":
+            failed.append(finding.topic)
+    if failed:
+        raise RunFailure(f"{', '.join(failed)} failed: see the lines above")
+
+
+def verify(
+    names: Positional[tuple[str, ...]] = (),
+    *,
+    index: Path = _INDEX,
+    fast: bool = False,
+    seed: int | None = None,
+    device: Device = "auto",
+    threads: int = 0,
+) -> None:
+    """Check published results: their files, and their scores by playing the weights again.
+
+    Args:
+        names: Results of the index; all if none is given.
+        index: Of the published results.
+        fast: Play only those that the index calls cheap; the files of all are checked.
+        seed: Play other games than the recorded ones.
+        device: auto is the GPU if there is one.
+        threads: CPU threads; 0 is all that this process may use.
+    """
+    _require(seed is None or seed >= 0, "--seed must not be negative")
+    _require(threads >= 0, "--threads must not be negative")
+    from classicrl import reference
+    from classicrl.experiment import StopRequest
+    from classicrl.machine import choose_device, set_threads
+
+    entries = reference.find(reference.read_index(index), names)
+    threads = set_threads(threads)
+    where = str(choose_device(device))
+    failed = []
+    with StopRequest() as stop:
+        for entry in entries:
+            verdict = reference.verify(
+                entry,
+                index.parent,
+                play=entry.cheap or not fast,
+                seed=seed,
+                device=where,
+                num_threads=threads,
+                should_stop=lambda: bool(stop),
+            )
+            if verdict is None:
+                _leave(stop)
+            print(f"{'holds' if verdict.holds else 'FAILS'}  {verdict.name}: {verdict.detail}")
+            sys.stdout.flush()
+            if not verdict.holds:
+                failed.append(verdict.name)
+    if failed:
+        raise RunFailure(f"{len(failed)} of {len(entries)} do not hold: {', '.join(failed)}")
+    print(f"all {len(entries)} hold" if entries else "nothing is published yet")
+
+
+def publish(
+    run_dir: Positional[Path],
+    *,
+    name: str,
+    command: str | None = None,
+    variant: str | None = None,
+    weights: Literal["full", "half", "none"] = "full",
+    machine: str | None = None,
+    cheap: bool = False,
+    replace: bool = False,
+    index: Path = _INDEX,
+) -> None:
+    """Copy a finished run into the published results.
+
+    Args:
+        run_dir: Of the finished run; a peer's too.
+        name: By which it is verified.
+        command: What trains it. Default: from its configuration; peers need it.
+        variant: Of the agent. Default: its preset.
+        weights: half stores 16-bit floats, for networks above 8 MiB; none leaves them out.
+        machine: Default: what the run recorded; peers record none.
+        cheap: Quick checks (verify --fast) shall replay it.
+        replace: Replace the result of this name.
+        index: Of the published results.
+    """
+    _require(index.name == "index.json", f"--index {index} must be a file named index.json")
+    from classicrl import reference
+
+    entry = reference.publish(
+        run_dir,
+        index.parent,
+        name,
+        command,
+        variant=variant,
+        weights=weights,
+        machine=machine,
+        cheap=cheap,
+        replace=replace,
+    )
+    low, high = entry.eval.interval
+    print(
+        f"{entry.name}: {index.parent / entry.path}, return {entry.eval.mean_return:.2f}, a replay "
+        f"must lie in [{low:.2f}, {high:.2f}]"
+    )
+    if entry.commit is None or entry.commit.endswith("with changes"):
+        print(f"warning: the commit that trained it is {entry.commit or 'not known'}")
+
+
+def results(*, check: bool = False, index: Path = _INDEX, root: Path = Path()) -> None:
+    """Write the published results into docs/results.md and README.md.
+
+    Args:
+        check: Write nothing; exit with 1 if something is out of date.
+        index: Of the published results.
+        root: Of the repository.
+    """
+    from classicrl.results import write_results
+
+    stale = ", ".join(map(str, write_results(index, root, check=check)))
+    if stale and check:
+        raise RunFailure(f"{stale}: out of date; run `classicrl results`")
+    print(f"wrote {stale}" if stale else "everything is up to date")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)
+
+
+def _leave(stop: "StopRequest") -> NoReturn:
+    print("stopped", file=sys.stderr)
+    raise SystemExit(stop.exit_code)

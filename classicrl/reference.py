@@ -1,0 +1,565 @@
+"""Published results: run directories that are kept, and whether they still hold.
+
+``runs/reference/index.json`` is a list of entries; each names a directory beside it:
+
+    <agent>/<environment>-<protocol>/<variant>-seed<k>/
+        config.json, metrics.csv (thinned), evaluations.csv, summary.json, model.safetensors
+
+A result holds if its files are those that were published (SHA-256) and its weights, played again,
+score within the interval that :func:`classicrl.statistics.replay_interval` makes of the recorded
+games. The same seed plays the same games up to the rounding of another processor; other seeds play
+others.
+"""
+
+import csv
+import dataclasses
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import safetensors.torch
+
+from classicrl.agent_file import MODEL_FILE, load_agent
+from classicrl.checkpoint import load_model, write_atomic
+from classicrl.errors import UserError
+from classicrl.evaluation import AtariEvaluator
+from classicrl.experiment import read_json
+from classicrl.plots import Array, RunRecord, read_run
+from classicrl.statistics import bootstrap_interval, interval_from_std, replay_interval
+
+DEFAULT_INDEX = Path("runs/reference/index.json")
+
+MAX_WEIGHTS_BYTES = 8 * 2**20
+MAX_METRICS_ROWS = 1_000
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedEvaluation:
+    """Scores of the games that were played when the run was finished."""
+
+    mean_return: float
+    interval: tuple[float, float]
+    """Where the mean of a replay must lie."""
+    interval_of_mean: tuple[float, float]
+    """95% interval of the mean over the recorded games; ``interval`` is made of it."""
+    episodes: int
+    epsilon: float
+    seed: int
+    """Of the :class:`~classicrl.evaluation.AtariEvaluator`."""
+    max_frames_per_episode: int | None
+    """None where a peer did not say it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A model file in the entry's directory."""
+
+    file: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A published result."""
+
+    name: str
+    agent: str
+    variant: str
+    env_id: str
+    protocol: str
+    path: str
+    """Directory, relative to that of the index."""
+    weights: Weights | None
+    """None for peers: only their files can be checked."""
+    files: dict[str, str]
+    """SHA-256 of every other file."""
+    command: str
+    """What trains it."""
+    commit: str | None
+    seed: int
+    total_steps: int
+    machine: str | None
+    hours: float
+    """Wall time of the training, evaluations included."""
+    eval: RecordedEvaluation
+    cheap: bool
+    """Replayed in a minute or so on two cores: part of quick checks."""
+
+
+class Verdict(NamedTuple):
+    """Whether a published result holds, and why."""
+
+    name: str
+    holds: bool
+    detail: str
+
+
+# -------------------------------------------------------------------------------------- the index
+
+
+def read_index(path: Path) -> list[Entry]:
+    """The entries of an index.
+
+    Raises:
+        UserError: if it is missing or malformed.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: name the index of published results by --index")
+    try:
+        records = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error})") from error
+    if not isinstance(records, list):
+        raise UserError(f"{path} does not hold a list of results")
+    entries = [_entry(record, f"{path}, entry {number}") for number, record in enumerate(records)]
+    names = [entry.name for entry in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path} has two results named {name!r}: rename one")
+    return entries
+
+
+def _entry(record: Any, where: str) -> Entry:
+    try:
+        scores = record["eval"]
+        mean = float(scores["mean_return"])
+        interval = _pair(scores["interval"])
+        frames = scores.get("max_frames_per_episode")
+        weights = record["weights"]
+        entry = Entry(
+            name=str(record["name"]),
+            agent=str(record["agent"]),
+            variant=str(record.get("variant", "default")),
+            env_id=str(record["env_id"]),
+            protocol=str(record["protocol"]),
+            path=str(record["path"]),
+            weights=None if weights is None else Weights(weights["file"], weights["sha256"]),
+            files={str(file): str(digest) for file, digest in record.get("files", {}).items()},
+            command=str(record["command"]),
+            commit=None if record["commit"] is None else str(record["commit"]),
+            seed=int(record["seed"]),
+            total_steps=int(record["total_steps"]),
+            machine=None if record["machine"] is None else str(record["machine"]),
+            hours=float(record["hours"]),
+            eval=RecordedEvaluation(
+                mean_return=mean,
+                interval=interval,
+                interval_of_mean=_pair(scores.get("interval_of_mean", interval)),
+                episodes=int(scores["episodes"]),
+                epsilon=float(scores["epsilon"]),
+                seed=int(scores["seed"]),
+                max_frames_per_episode=None if frames is None else int(frames),
+            ),
+            cheap=bool(record["cheap"]),
+        )
+    except KeyError as error:
+        raise UserError(f"{where} lacks {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where} is malformed ({error})") from error
+    inside = [entry.path, *entry.files, *([entry.weights.file] if entry.weights else [])]
+    for name in inside:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name:
+            raise UserError(f"{where} names the path {name!r}, which leads out of its directory")
+    return entry
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    low, high = value
+    return float(low), float(high)
+
+
+def _write_index(path: Path, entries: Sequence[Entry]) -> None:
+    ordered = sorted(entries, key=lambda entry: entry.path)
+    records = [dataclasses.asdict(entry) for entry in ordered]
+    write_atomic(path, (json.dumps(records, indent=2) + "\n").encode())
+
+
+def find(entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
+    """The entries of these names; all for none.
+
+    Raises:
+        UserError: for a name that is not there.
+    """
+    if not names:
+        return list(entries)
+    known = {entry.name: entry for entry in entries}
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"no published result is named {name!r}; there are: {', '.join(known) or 'none'}"
+            )
+    return [known[name] for name in names]
+
+
+# ----------------------------------------------------------------------------------------- verify
+
+
+def verify(
+    entry: Entry,
+    reference_root: Path,
+    *,
+    play: bool = True,
+    seed: int | None = None,
+    device: str = "cpu",
+    num_threads: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Verdict | None:
+    """Checks one published result.
+
+    Args:
+        entry: of the index.
+        reference_root: the directory of the index.
+        play: play the weights; else only the files are checked.
+        seed: of the games; None for the recorded ones.
+        device: where the network computes.
+        num_threads: of the emulators; 0 for all that this process may use.
+        should_stop: asked at every step.
+
+    Returns:
+        The verdict, or None if it was stopped.
+    """
+    directory = reference_root / entry.path
+    expected = dict(entry.files)
+    if entry.weights:
+        expected[entry.weights.file] = entry.weights.sha256
+    for file, digest in expected.items():
+        try:
+            found = hashlib.sha256((directory / file).read_bytes()).hexdigest()
+        except OSError as error:
+            return Verdict(entry.name, False, f"{file} cannot be read ({error.strerror})")
+        if found != digest:
+            return Verdict(
+                entry.name, False, f"{file} is not the file that was published (SHA-256)"
+            )
+    if "summary.json" in expected:
+        try:
+            recorded = read_json(directory / "summary.json")["eval"]["mean_return"]
+        except (UserError, KeyError, TypeError):
+            return Verdict(entry.name, False, "summary.json has no evaluation")
+        if recorded != entry.eval.mean_return:
+            detail = f"the index says {entry.eval.mean_return:.2f}, summary.json {recorded:.2f}"
+            return Verdict(entry.name, False, detail)
+    files = f"{len(expected)} file{'s' if len(expected) != 1 else ''} as published"
+    if entry.weights is None:
+        return Verdict(entry.name, True, f"{files}; no weights to play")
+    if not play:
+        return Verdict(entry.name, True, f"{files}; not played")
+    return _replay(
+        entry,
+        directory / entry.weights.file,
+        seed=entry.eval.seed if seed is None else seed,
+        device=device,
+        num_threads=num_threads,
+        should_stop=should_stop,
+    )
+
+
+def _replay(
+    entry: Entry,
+    weights: Path,
+    *,
+    seed: int,
+    device: str,
+    num_threads: int,
+    should_stop: Callable[[], bool],
+) -> Verdict | None:
+    try:
+        agent = load_agent(weights, device)
+    except UserError as error:
+        return Verdict(entry.name, False, str(error))
+    card, scores = agent.card, entry.eval
+    named = (card.agent, card.env_id, card.protocol.name)
+    if named != (entry.agent, entry.env_id, entry.protocol):
+        return Verdict(entry.name, False, f"its weights are of another agent: {card}")
+    protocol = card.protocol
+    if scores.max_frames_per_episode is not None:
+        protocol = dataclasses.replace(
+            protocol, max_frames_per_episode=scores.max_frames_per_episode
+        )
+    evaluator = AtariEvaluator(
+        agent.policy,
+        entry.env_id,
+        protocol,
+        seed=seed,
+        epsilon=scores.epsilon,
+        num_threads=num_threads,
+        should_stop=should_stop,
+    )
+    played = evaluator.play(scores.episodes)
+    if played is None:
+        return None
+    low, high = scores.interval
+    holds = low <= played.mean_return <= high
+    return Verdict(
+        entry.name,
+        holds,
+        f"replayed {played.mean_return:.2f}, {'within' if holds else 'outside'} "
+        f"[{low:.2f}, {high:.2f}]; recorded {scores.mean_return:.2f} "
+        f"({scores.episodes} games, seed {seed}, epsilon {scores.epsilon:g})",
+    )
+
+
+# ---------------------------------------------------------------------------------------- publish
+
+
+def publish(
+    run_dir: Path,
+    reference_root: Path,
+    name: str,
+    command: str | None = None,
+    *,
+    variant: str | None = None,
+    weights: Literal["full", "half", "none"] = "full",
+    machine: str | None = None,
+    cheap: bool = False,
+    replace: bool = False,
+) -> Entry:
+    """Copies a finished run into the published results and enters it in their index.
+
+    Paths of the machine that trained are left out of the copies.
+
+    Args:
+        run_dir: of our agents, or of a peer.
+        reference_root: the directory of ``index.json``; made if absent.
+        name: of the entry; letters, digits, dots, dashes and underscores.
+        command: what trains it. None writes one from the configuration, for our agents only.
+        variant: of the agent; None for its preset.
+        weights: ``half`` stores 16-bit floats, for networks that are too large otherwise. A run
+            without a model file is published as with ``none``.
+        machine: overrides what the run says; peers do not say it.
+        cheap: whether quick checks shall replay it.
+        replace: an entry of the same name is replaced.
+
+    Raises:
+        UserError: if the run is not finished, the model file is over 8 MiB, or the name or the
+            directory is taken.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name!r} cannot be a name: use letters, digits, '.', '-' and '_'")
+    run = read_run(run_dir)
+    if not (run_dir / "summary.json").exists():
+        raise UserError(f"{run_dir} has no summary.json: the run is not finished")
+    summary = read_json(run_dir / "summary.json")
+    scores = summary.get("eval")
+    if not isinstance(scores, dict) or not summary.get("completed", True):
+        raise UserError(f"{run_dir} has no final evaluation: the run is not finished")
+    variant = variant or run.variant
+    if not _NAME.fullmatch(variant):
+        raise UserError(f"{variant!r} cannot be a directory's name: give another --variant")
+    environment = f"{run.env_id.replace('/', '-')}-{run.protocol}"
+    path = f"{run.agent}/{environment}/{variant}-seed{run.seed}"
+
+    index = reference_root / "index.json"
+    entries = read_index(index) if index.exists() else []
+    if any(entry.name == name for entry in entries) and not replace:
+        raise UserError(f"{name!r} is published already: choose another name, or --replace it")
+    kept = [entry for entry in entries if entry.name != name]
+    taken = [entry.name for entry in kept if entry.path == path]
+    if taken:
+        raise UserError(f"{path} holds {taken[0]!r} already: give another --variant")
+
+    for other in kept:
+        if (other.agent, other.env_id, other.protocol, other.variant, other.total_steps) == (
+            run.agent,
+            run.env_id,
+            run.protocol,
+            variant,
+            summary.get("total_steps"),
+        ) and read_run(reference_root / other.path).settings != run.settings:
+            raise UserError(
+                f"{run_dir} has other settings than {other.name!r}, which would count as another "
+                "seed of it: give another --variant"
+            )
+
+    record = read_json(run_dir / "config.json") if (run_dir / "config.json").exists() else {}
+    software = {**record.get("versions", {}), **summary.get("versions", {})}
+    texts: dict[str, bytes] = {
+        "metrics.csv": _table(_thinned(run.metrics, MAX_METRICS_ROWS)),
+        "evaluations.csv": _table(run.evaluations),
+        "summary.json": _json_bytes(_without_paths({**summary, "variant": variant})),
+    }
+    if record:
+        texts["config.json"] = _json_bytes(_without_paths(record))
+    try:
+        total_steps = int(summary["total_steps"])
+        recorded_weights = _weights_bytes(run, total_steps, weights)
+        entry = Entry(
+            name=name,
+            agent=run.agent,
+            variant=variant,
+            env_id=run.env_id,
+            protocol=run.protocol,
+            path=path,
+            weights=(
+                None if recorded_weights is None else Weights(MODEL_FILE, _sha256(recorded_weights))
+            ),
+            files={file: _sha256(data) for file, data in texts.items()},
+            command=command or command_of(run.agent, record),
+            commit=software.get("commit"),
+            seed=run.seed,
+            total_steps=total_steps,
+            machine=machine or summary.get("machine"),
+            hours=float(summary["wall_seconds"]) / 3600,
+            eval=_recorded(scores, run.seed),
+            cheap=cheap,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{run_dir}/summary.json lacks a figure or has a bad one: {error}"
+        ) from error
+    if recorded_weights is not None:
+        texts[MODEL_FILE] = recorded_weights
+    try:
+        _write_directory(reference_root / path, texts)
+        _write_index(index, [*kept, entry])
+    except OSError as error:
+        raise UserError(f"cannot write to {reference_root} ({error.strerror})") from error
+    replaced = [old for old in entries if old.name == name and old.path != path]
+    for old in replaced:
+        shutil.rmtree(reference_root / old.path, ignore_errors=True)
+    return entry
+
+
+def command_of(agent: str, record: dict[str, Any]) -> str:
+    """The command that trains an agent of ours again, every setting spelt out.
+
+    Args:
+        agent: its script's name.
+        record: of ``config.json``.
+
+    Raises:
+        UserError: if there is no such record, as with the peers.
+    """
+    config = record.get("config")
+    if not config:
+        raise UserError(f"the command that trains {agent} is not known: give it by --command")
+    words = ["python", f"agents/{agent}.py"]
+    for name, value in config.items():
+        flag = name.replace("_", "-")
+        if value is None or name in ("run_dir", "overwrite", "device", "threads"):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words)
+
+
+def _recorded(scores: dict[str, Any], training_seed: int) -> RecordedEvaluation:
+    mean, episodes = float(scores["mean_return"]), int(scores["episodes"])
+    if "returns" in scores:
+        low, high = bootstrap_interval([float(score) for score in scores["returns"]])
+        of_mean = float(low), float(high)
+    else:
+        of_mean = interval_from_std(mean, float(scores["std_return"]), episodes)
+    frames = scores.get("max_frames_per_episode")
+    return RecordedEvaluation(
+        mean_return=mean,
+        interval=replay_interval(mean, of_mean),
+        interval_of_mean=of_mean,
+        episodes=episodes,
+        epsilon=float(scores["epsilon"]),
+        seed=int(scores.get("seed", training_seed)),
+        max_frames_per_episode=None if frames is None else int(frames),
+    )
+
+
+def _weights_bytes(
+    run: RunRecord, total_steps: int, weights: Literal["full", "half", "none"]
+) -> bytes | None:
+    path = run.directory / MODEL_FILE
+    if weights == "none" or not path.exists():
+        return None
+    card = load_agent(path).card  # what cannot be played must not be published as if it could
+    if (card.agent, card.env_id, card.protocol.name) != (run.agent, run.env_id, run.protocol):
+        raise UserError(f"{path} is of another agent than the run: {card}")
+    # The last step of a run makes its number of environments full.
+    if not total_steps <= card.step < total_steps + int(run.settings.get("num_envs", 1)):
+        raise UserError(
+            f"{path} is of step {card.step:,}, summary.json of {total_steps:,}: the run was "
+            "continued, so let it finish"
+        )
+    if weights == "half":
+        tensors, metadata = load_model(path)
+        halves = {name: tensor.half() for name, tensor in tensors.items()}
+        data = safetensors.torch.save(halves, metadata)
+    else:
+        data = path.read_bytes()
+    if len(data) > MAX_WEIGHTS_BYTES:
+        raise UserError(
+            f"{path} takes {len(data) / 2**20:.1f} MiB, more than the {MAX_WEIGHTS_BYTES >> 20} "
+            "that are published: use --weights half or --weights none"
+        )
+    return data
+
+
+def _thinned(table: dict[str, Array], max_rows: int) -> dict[str, Array]:
+    """Evenly spaced rows, the first and the last among them."""
+    count = len(table.get("step", ()))
+    if count <= max_rows:
+        return table
+    rows = np.unique(np.linspace(0, count - 1, max_rows).round().astype(np.int64))
+    return {name: column[rows] for name, column in table.items()}
+
+
+def _table(columns: dict[str, Array]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(
+        ["" if np.isnan(x) else int(x) if x.is_integer() else float(f"{x:.7g}") for x in row]
+        for row in zip(*columns.values(), strict=True)
+    )
+    return text.getvalue().encode()
+
+
+def _without_paths(record: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which the run directory, wherever it is named, is null."""
+    return {
+        key: None
+        if key == "run_dir"
+        else _without_paths(value)
+        if isinstance(value, dict)
+        else value
+        for key, value in record.items()
+        # Later changes of the configuration are in it already, and name directories too.
+        if key != "changes"
+    }
+
+
+def _write_directory(path: Path, files: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        for name, data in files.items():
+            (fresh / name).write_bytes(data)
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        fresh.rename(path)
+    except OSError:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def _json_bytes(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
