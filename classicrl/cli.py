@@ -89,9 +89,9 @@ def evaluate(
     from classicrl.evaluation import AtariEvaluator
     from classicrl.experiment import StopRequest
     from classicrl.machine import choose_device, set_threads
-    from classicrl.plots import protocol_in_words
-    from classicrl.reference import find, read_index
-    from classicrl.statistics import bootstrap_interval
+    from classicrl.reports.plots import protocol_in_words
+    from classicrl.reports.reference import find, read_index
+    from classicrl.reports.statistics import bootstrap_interval
 
     path = Path(run_dir)
     if not path.exists() and index.exists() and len(path.parts) == 1:
@@ -154,7 +154,7 @@ def plot(
         x: Against steps, or hours of wall time.
     """
     _require(bool(run_dirs), "name one or more run directories")
-    from classicrl.plots import plot_runs
+    from classicrl.reports.plots import plot_runs
 
     plot_runs(run_dirs, out, metric=metric, x=x)
     print(f"wrote {out}")
@@ -194,9 +194,9 @@ def verify(
     """
     _require(seed is None or seed >= 0, "--seed must not be negative")
     _require(threads >= 0, "--threads must not be negative")
-    from classicrl import reference
     from classicrl.experiment import StopRequest
     from classicrl.machine import choose_device, set_threads
+    from classicrl.reports import reference
 
     entries = reference.find(reference.read_index(index), names)
     threads = set_threads(threads)
@@ -250,9 +250,9 @@ def publish(
         index: Of the published results.
     """
     _require(index.name == "index.json", f"--index {index} must be a file named index.json")
-    from classicrl import reference
+    from classicrl.reports import publish as publishing
 
-    entry = reference.publish(
+    entry = publishing.publish(
         run_dir,
         index.parent,
         name,
@@ -280,7 +280,7 @@ def results(*, check: bool = False, index: Path = _INDEX, root: Path = Path()) -
         index: Of the published results.
         root: Of the repository.
     """
-    from classicrl.results import write_results
+    from classicrl.reports.results import write_results
 
     stale = ", ".join(map(str, write_results(index, root, check=check)))
     if stale and check:

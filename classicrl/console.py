@@ -19,10 +19,9 @@ class TrainingProgress:
 
     Args:
         total_steps: end of the run.
-        start_step: where this process began.
     """
 
-    def __init__(self, total_steps: int, start_step: int = 0) -> None:
+    def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
         self._console = Console(file=sys.stderr)
         self._live: Progress | None = None
@@ -34,11 +33,13 @@ class TrainingProgress:
                 TextColumn("{task.fields[figures]}"),
                 console=self._console,
             )
-            self._task = self._live.add_task(
-                "training", total=total_steps, completed=start_step, figures=""
-            )
-        self._times: deque[tuple[float, int]] = deque([(time.monotonic(), start_step)])
+            self._task = self._live.add_task("training", total=total_steps, completed=0, figures="")
+        self._times: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self._last_line = 0.0
+
+    def begin_at(self, step: int) -> None:
+        """Measures the rate from here on: what a resumed run did before took none of this time."""
+        self._times = deque([(time.monotonic(), step)])
 
     def update(self, step: int, figures: Mapping[str, float]) -> None:
         """Shows the state at ``step``; a NaN figure is one that is not known yet."""

@@ -227,7 +227,7 @@ def test_doctor_knows_the_extras_of_the_package() -> None:
 @pytest.fixture
 def reference(tmp_path: Path) -> Path:
     """An index of a run whose weights do not score what its summary says, and of a peer."""
-    from classicrl.reference import publish
+    from classicrl.reports.publish import publish
 
     run = write_run(tmp_path / "run", seed=5)
     write_model(run / "model.safetensors")

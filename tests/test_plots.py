@@ -8,16 +8,8 @@ from PIL import Image
 from synthetic_runs import colours_of, write_model, write_peer, write_run
 
 from classicrl.errors import UserError
-from classicrl.plots import (
-    DPI,
-    PANEL_INCHES,
-    curve,
-    group_runs,
-    on_common_range,
-    plot_runs,
-    protocol_in_words,
-    read_run,
-)
+from classicrl.reports.plots import DPI, PANEL_INCHES, plot_runs, protocol_in_words
+from classicrl.reports.records import curve, group_runs, on_common_range, read_run
 
 BLUE, ORANGE, GREEN = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)
 

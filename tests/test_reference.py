@@ -14,17 +14,10 @@ from synthetic_runs import set_weight, write_model, write_peer, write_run
 from classicrl.agent_file import load_agent
 from classicrl.errors import UserError
 from classicrl.evaluation import AtariEvaluator
-from classicrl.plots import read_run
-from classicrl.reference import (
-    Entry,
-    Verdict,
-    command_of,
-    find,
-    publish,
-    read_index,
-    verify,
-)
-from classicrl.results import has_block, with_block, write_results
+from classicrl.reports.publish import command_of, publish
+from classicrl.reports.records import read_run
+from classicrl.reports.reference import Entry, Verdict, find, read_index, verify
+from classicrl.reports.results import has_block, with_block, write_results
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EPISODES = 3
@@ -216,7 +209,7 @@ def test_publish_refuses_a_name(tmp_path: Path, name: str) -> None:
 
 def test_large_networks(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "reference"
-    monkeypatch.setattr("classicrl.reference.MAX_WEIGHTS_BYTES", 3 * 2**20)  # they take 5.1 MiB
+    monkeypatch.setattr("classicrl.reports.publish.MAX_WEIGHTS_BYTES", 3 * 2**20)  # of 5.1
     with pytest.raises(UserError, match="--weights half"):
         publish(run, root, "pong", "command")
     half = publish(run, root, "pong", "command", weights="half")

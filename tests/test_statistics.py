@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from classicrl.statistics import bootstrap_interval, interval_from_std, replay_interval
+from classicrl.reports.statistics import bootstrap_interval, interval_from_std, replay_interval
 
 
 def test_bootstrap_of_equal_and_of_single_values() -> None:

@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image
 
 from classicrl.errors import UserError
-from classicrl.plots import protocol_in_words, read_run, write_figure
-from classicrl.reference import Entry, read_index
-from classicrl.statistics import bootstrap_interval
+from classicrl.reports.plots import protocol_in_words, write_figure
+from classicrl.reports.records import read_run
+from classicrl.reports.reference import Entry, read_index
+from classicrl.reports.statistics import bootstrap_interval
 
 PAGE = Path("docs/results.md")
 PICTURE = Path("docs/results.png")

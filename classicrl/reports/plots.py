@@ -1,32 +1,30 @@
-"""Learning curves of finished or running runs, seeds drawn together.
-
-Reads the run directories of every agent, and those of the peers in ``benchmarks/``.
-"""
+"""Learning curves of finished or running runs, seeds drawn together."""
 
 import io
-import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from classicrl.envs.atari import PROTOCOLS
 from classicrl.errors import UserError
-from classicrl.experiment import read_json
-from classicrl.loggers import read_csv
-from classicrl.statistics import bootstrap_interval, interval_from_std
+from classicrl.reports.records import (
+    Group,
+    RunRecord,
+    XAxis,
+    curve,
+    group_runs,
+    on_common_range,
+    read_run,
+)
+from classicrl.reports.statistics import bootstrap_interval, interval_from_std
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-XAxis = Literal["steps", "hours"]
-Array = NDArray[np.float64]
 
 PANEL_INCHES = (7.0, 4.8)
 DPI = 150
@@ -34,218 +32,7 @@ DPI = 150
 # Okabe and Ito's colours, told apart by colour-blind readers too; yellow is too faint for a line.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_GRID_POINTS = 300
 _FORMATS = (".png", ".svg", ".pdf")
-
-# Settings that say how a run was watched or where it ran, not what was learned. Runs that differ in
-# others are never averaged.
-_NOT_OF_THE_METHOD = {
-    "preset",
-    "env_id",
-    "protocol",
-    "seed",
-    "total_steps",
-    "run_dir",
-    "overwrite",
-    "device",
-    "threads",
-    "log_period_steps",
-    "evaluation_period_steps",
-    "evaluation_episodes",
-    "final_evaluation_episodes",
-    "checkpoint_period_steps",
-    "checkpoint_replay",
-    # The peers' names of the same.
-    "eval_every_steps",
-    "eval_episodes",
-    "final_eval_episodes",
-    "save_every_steps",
-}
-
-_NAMED_METRICS = {
-    "return": ("charts/episodic_return", "episodic_return"),
-    "loss": ("losses/td", "loss"),
-}
-
-
-class RunRecord(NamedTuple):
-    """What a run directory says of itself, with its curves."""
-
-    directory: Path
-    agent: str
-    env_id: str
-    protocol: str
-    seed: int
-    variant: str  # of the agent: its preset, mostly
-    settings: dict[str, Any]  # those that make another method of it
-    metrics: dict[str, Array]  # column -> [rows]
-    evaluations: dict[str, Array]
-
-
-class Group(NamedTuple):
-    """Runs that differ in the seed alone."""
-
-    label: str
-    runs: list[RunRecord]
-
-    @property
-    def described(self) -> str:
-        """Label and number of seeds."""
-        return f"{self.label} ({len(self.runs)} seed{'s' if len(self.runs) > 1 else ''})"
-
-
-def read_run(directory: Path) -> RunRecord:
-    """A run directory, finished or not.
-
-    Raises:
-        UserError: if it is none, or its files are damaged.
-    """
-    if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory: name a run directory")
-    summary = _json_if_there(directory / "summary.json")
-    record = _json_if_there(directory / "config.json")
-    config = record.get("config", summary.get("config", {}))
-    if not isinstance(config, dict):
-        raise UserError(f"{directory} has no readable configuration in its config.json")
-    known = {**config, **summary}
-    agent = known.get("agent") or _agent_of_model(directory / "model.safetensors")
-    if not isinstance(agent, str) or not isinstance(known.get("env_id"), str):
-        raise UserError(
-            f"{directory} is not a run directory: its config.json and summary.json name no agent "
-            "and environment (peers write theirs when they are finished)"
-        )
-    try:
-        seed = int(known["seed"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{directory} does not say which seed it used") from error
-    variant = known.get("variant") or config.get("preset") or config.get("torso") or "default"
-    return RunRecord(
-        directory=directory,
-        agent=agent,
-        env_id=known["env_id"],
-        # The peers' scripts know the classic rules only, and do not say so.
-        protocol=str(known.get("protocol", "classic")),
-        seed=seed,
-        variant=str(variant),
-        settings={k: v for k, v in config.items() if k not in _NOT_OF_THE_METHOD},
-        metrics=read_curves(directory / "metrics.csv"),
-        evaluations=read_curves(directory / "evaluations.csv"),
-    )
-
-
-def _json_if_there(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
-
-
-def _agent_of_model(path: Path) -> str | None:
-    """The agent's name, which a run that is not finished says in its model file only."""
-    try:
-        with safe_open(path, framework="np") as file:
-            name: str | None = (file.metadata() or {}).get("agent")
-            return name
-    except (OSError, SafetensorError):
-        return None
-
-
-def read_curves(path: Path) -> dict[str, Array]:
-    """Columns of a CSV file with a column ``step``; no columns where it is missing or empty.
-
-    Raises:
-        UserError: if it is damaged.
-    """
-    if not path.exists() or path.stat().st_size == 0:
-        return {}
-    try:
-        columns = read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a table of numbers ({error})") from error
-    if "step" not in columns or not np.all(np.diff(columns["step"]) > 0):
-        raise UserError(f"{path} has no column of increasing steps")
-    return columns
-
-
-def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
-    """Puts the runs of one method together, in the order in which they were named.
-
-    Two runs are of one method if agent, environment, protocol, variant and all settings agree, but
-    for the seed and for what does not touch learning. Where variants of the same name differ in a
-    setting, their labels spell it out.
-
-    Raises:
-        UserError: if two runs of a group have the same seed: averaging them would count it twice.
-    """
-    families: dict[tuple[str, ...], dict[str, list[RunRecord]]] = {}
-    for run in runs:
-        family = families.setdefault((run.agent, run.variant, run.env_id, run.protocol), {})
-        family.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
-    groups = []
-    for (agent, variant, *_), family in families.items():
-        members = list(family.values())
-        for group in members:
-            seeds = [run.seed for run in group]
-            if len(set(seeds)) < len(seeds):
-                twice = [run for run in group if seeds.count(run.seed) > 1][:2]
-                raise UserError(
-                    f"{twice[0].directory} and {twice[1].directory} are the same seed of the same "
-                    "configuration: name one of them"
-                )
-            words = [f"{agent} {variant}", *_differences(group[0], [m[0] for m in members])]
-            groups.append(Group(", ".join(words), group))
-    return groups
-
-
-def _differences(run: RunRecord, others: Sequence[RunRecord]) -> list[str]:
-    names = [
-        name
-        for name in run.settings
-        if any(other.settings.get(name) != run.settings[name] for other in others)
-    ]
-    return [f"{name}={run.settings[name]}" for name in names]
-
-
-def curve(run: RunRecord, metric: str, x: XAxis) -> tuple[Array, Array]:
-    """Abscissae and values of one figure of a run, both ``[rows]``, without rows that lack it.
-
-    Args:
-        run: the run.
-        metric: ``return``, ``loss``, ``eval`` (scores of evaluations), or a column of
-            ``metrics.csv``, with or without the part before its slash.
-        x: steps, or hours of wall time.
-
-    Raises:
-        UserError: if the run has no such figure; those that it has are named.
-    """
-    if metric == "eval":
-        table, column = run.evaluations, "mean_return"
-    else:
-        table, column = run.metrics, _column(run, metric)
-    if column not in table:
-        return np.empty(0), np.empty(0)
-    values = table[column]
-    there = np.isfinite(values)
-    return _abscissae(run, table["step"][there], x), values[there]
-
-
-def _column(run: RunRecord, metric: str) -> str:
-    if not run.metrics:  # it has only begun
-        return ""
-    names = (*_NAMED_METRICS.get(metric, ()), metric)
-    for column in run.metrics:
-        if column in names or column.rpartition("/")[2] == metric:
-            return column
-    columns = [c.rpartition("/")[2] for c in run.metrics if c != "step"]
-    raise UserError(
-        f"{run.directory} has no metric {metric!r}; it has eval, return, loss, {', '.join(columns)}"
-    )
-
-
-def _abscissae(run: RunRecord, steps: Array, x: XAxis) -> Array:
-    if x == "steps":
-        return steps
-    if not run.metrics:
-        return np.full(len(steps), math.nan)
-    column = _column(run, "wall_seconds")
-    return np.interp(steps, run.metrics["step"], run.metrics[column]) / 3600
 
 
 def plot_runs(
@@ -415,27 +202,6 @@ def _draw_evaluations(
         zorder=3,
     )
     return True
-
-
-def on_common_range(
-    curves: Sequence[tuple[Array, Array]], grid: Array | None = None
-) -> tuple[Array, Array]:
-    """Curves of different lengths at the same abscissae, by linear interpolation.
-
-    Args:
-        curves: abscissae, increasing, and values of each, ``[rows]`` with its own number of rows.
-        grid: the abscissae wanted. Default: 300 across the range that all have.
-
-    Returns:
-        Abscissae ``[P]`` within the range that all curves have, and values ``[curves, P]``; P is 0
-        where they have none in common.
-    """
-    low = max(xs[0] for xs, _ in curves)
-    high = min(xs[-1] for xs, _ in curves)
-    if grid is None:
-        grid = np.linspace(low, high, _GRID_POINTS) if low < high else np.array([low])
-    grid = grid[(grid >= low) & (grid <= high)]
-    return grid, np.stack([np.interp(grid, xs, ys) for xs, ys in curves])
 
 
 def _caption(

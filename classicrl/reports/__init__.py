@@ -1,0 +1,1 @@
+"""What is made of finished runs: curves, published results, and whether they still hold."""
