@@ -278,6 +278,27 @@ def test_an_unsupported_type_is_named_by_its_place(tmp_path: Path, value: Any) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_tensors_are_split_over_small_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codec, "_MAX_TENSOR_FILE_BYTES", 1000)
+    store = CheckpointStore(tmp_path, warn=no_warning)
+    state = {str(n): torch.arange(float(n)) for n in (100, 150, 30, 400, 1)}  # 4 bytes each
+    path = store.save(3, state)
+    assert names(path) == [
+        "manifest.json",
+        "state.json",
+        *(f"tensors-{number:03d}.safetensors" for number in range(4)),
+    ]
+    latest = store.load_latest()
+    assert latest is not None
+    for name, tensor in state.items():
+        assert torch.equal(latest.state[name], tensor)
+    (path / "tensors-001.safetensors").unlink()
+    with pytest.raises(CheckpointCorrupt, match="tensors-001"):
+        read_checkpoint(path)
+
+
 def test_cyclic_and_oversized_states_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,7 +364,7 @@ def test_save_and_load_latest(tmp_path: Path) -> None:
     assert is_whole(loaded, 12)
     assert (loaded.info, loaded.path) == (info, path)
     assert is_whole(read_checkpoint(directory / "ckpt-000000000005"), 5)
-    assert names(path) == ["manifest.json", "state.json", "tensors.safetensors"]
+    assert names(path) == ["manifest.json", "state.json", "tensors-000.safetensors"]
     shutil.copytree(path, tmp_path / "shared")  # any name will do for a copy
     assert is_whole(read_checkpoint(tmp_path / "shared"), 12)
 
@@ -591,7 +612,7 @@ def rename_external(name: str) -> Callable[[Path], None]:
     return damage
 
 
-STATE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
+STATE, TENSORS, MANIFEST = "state.json", "tensors-000.safetensors", "manifest.json"
 CHUNK = "replay/chunk-0002.bin"  # named by the new checkpoint only
 
 DAMAGES: dict[str, Callable[[Path], object]] = {

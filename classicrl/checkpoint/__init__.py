@@ -1,11 +1,11 @@
 """Crash-safe checkpoints and model files, without pickle.
 
-A checkpoint is a directory `ckpt-<step>` of three files:
+A checkpoint is a directory `ckpt-<step>`:
 
 * `state.json`: the tree of a state (see `save`), with every tensor and array replaced by a name;
-* `tensors.safetensors`: their bytes;
+* `tensors-000.safetensors` and so on: their bytes, in files of at most 15 MiB;
 * `manifest.json`, written last: format version, step, free-form info, and the size and SHA-256 of
-  the two files above and of every *external* file. Its own SHA-256 ends it, so that a damaged step
+  the files above and of every *external* file. Its own SHA-256 ends it, so that a damaged step
   or info is noticed too.
 
 External files are large, immutable pieces of state (chunks of a replay memory) that live beside

@@ -9,7 +9,7 @@ import math
 import re
 import struct
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ import safetensors
 import safetensors.torch
 import torch
 
-from classicrl.checkpoint.manifest import JSON, STATE_FILE, TENSOR_FILE
+from classicrl.checkpoint.manifest import JSON, STATE_FILE, tensor_file
 
 # JSON grows by a factor of ten or more when it is parsed: a bound on the file bounds the memory.
 MAX_STATE_BYTES = 32 * 2**20
 # One level of state is up to three of JSON, whose parser gives up near Python's 1000 frames.
 _MAX_DEPTH = 100
+# Small files travel more easily from one machine to another.
+_MAX_TENSOR_FILE_BYTES = 15 * 2**20
 # Plain numbers, booleans, fixed-width strings and dates; no objects and no structures.
 _ARRAY_DTYPE = re.compile(r"[<>|=][biufcSUmM]\d+(\[\d*[A-Za-z]+\])?")
 
@@ -196,11 +198,32 @@ def state_to_bytes(state: Mapping[str, Any]) -> dict[str, bytes]:
             f"the state without its tensors has {len(text)} bytes, more than {MAX_STATE_BYTES}: "
             "keep long lists of numbers as arrays or tensors"
         )
-    return {STATE_FILE: text, TENSOR_FILE: safetensors.torch.save(encoder.tensors)}
+    return {STATE_FILE: text} | {
+        tensor_file(number): safetensors.torch.save(group)
+        for number, group in enumerate(_groups(encoder.tensors))
+    }
 
 
-def state_from_bytes(tree: bytes, tensors: bytes) -> dict[str, Any]:
-    named = safetensors.torch.load(tensors)
+def _groups(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Tensors in their order, each group below the limit unless it is a single large one."""
+    groups: list[dict[str, torch.Tensor]] = [{}]
+    nbytes = 0
+    for name, tensor in tensors.items():
+        if groups[-1] and nbytes + tensor.nbytes > _MAX_TENSOR_FILE_BYTES:
+            groups.append({})
+            nbytes = 0
+        groups[-1][name] = tensor
+        nbytes += tensor.nbytes
+    return groups
+
+
+def state_from_bytes(tree: bytes, tensor_files: Sequence[bytes]) -> dict[str, Any]:
+    named: dict[str, torch.Tensor] = {}
+    for data in tensor_files:
+        group = safetensors.torch.load(data)
+        if group.keys() & named.keys():
+            raise ValueError("a tensor is there twice")
+        named |= group
     state = _decode(json.loads(tree), named)
     if not isinstance(state, dict):
         raise ValueError("the state is not a dict")

@@ -13,7 +13,7 @@ from classicrl.errors import UserError
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state.json"
-TENSOR_FILE = "tensors.safetensors"
+_TENSOR_FILE = re.compile(r"tensors-\d{3,}\.safetensors")
 CHECKPOINT_NAME = re.compile(r"ckpt-(\d{12,})")
 _MAX_MANIFEST_BYTES = 16 * 2**20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -32,6 +32,10 @@ class Manifest(NamedTuple):
 # place of the hash belongs to every format version: a newer version is told apart from damage.
 _MANIFEST_TAIL = b'"\n}\n'
 _HASH_BYTES = 64
+
+
+def tensor_file(number: int) -> str:
+    return f"tensors-{number:03d}.safetensors"
 
 
 def manifest_to_bytes(manifest: Manifest) -> bytes:
@@ -89,7 +93,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
         if (
             type(version) is not int
             or version != FORMAT_VERSION
-            or set(manifest.files) != {STATE_FILE, TENSOR_FILE}
+            or STATE_FILE not in manifest.files
+            or not all(map(_TENSOR_FILE.fullmatch, manifest.files.keys() - {STATE_FILE}))
         ):
             raise ValueError("unknown format version or files")
         if type(manifest.step) is not int or not isinstance(manifest.info, dict):

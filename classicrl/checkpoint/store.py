@@ -29,7 +29,6 @@ from classicrl.checkpoint.manifest import (
     JSON,
     MANIFEST_FILE,
     STATE_FILE,
-    TENSOR_FILE,
     Manifest,
     file_records,
     manifest_to_bytes,
@@ -92,7 +91,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     manifest = read_manifest(path)
     tree = read_verified(path / STATE_FILE, MAX_STATE_BYTES, manifest.files[STATE_FILE])
-    tensors = read_verified(path / TENSOR_FILE, None, manifest.files[TENSOR_FILE])
+    tensors = [
+        read_verified(path / name, None, record)
+        for name, record in sorted(manifest.files.items())
+        if name != STATE_FILE
+    ]
     try:
         state = state_from_bytes(tree, tensors)
     except (
