@@ -1,0 +1,261 @@
+"""Benchmarks: they measure what they say, on tiny sizes. No test looks at a time."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from classicrl.errors import UserError
+from classicrl.networks import atari_q_network
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = ("report", "atari_dqn", "replay", "update_profile", "sb3_dqn_atari")
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The programs import each other by name, as scripts of one folder do."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def tiny_dqn(**settings: Any) -> Any:
+    return load("atari_dqn").Config(
+        torso="small",
+        device="cpu",
+        threads=1,
+        repeats=2,
+        steps=9,
+        updates=3,
+        play_steps=5,
+        fill_steps=50,
+        warmup_steps=4,
+        replay_capacity=600,
+        matrix_size=48,
+        **settings,
+    )
+
+
+def tiny_replay(**settings: Any) -> Any:
+    return load("replay").Config(
+        capacity=300,
+        num_envs=3,
+        batch_sizes=(5, 7),
+        device="cpu",
+        threads=1,
+        repeats=2,
+        add_calls=11,
+        sampled=20,
+        stream_steps=40,
+        episode_steps=9,
+        **settings,
+    )
+
+
+# -- What needs no other library ---------------------------------------------------------------
+
+
+def test_dqn_of_classicrl_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ale_py")
+    atari_dqn = load("atari_dqn")
+    kept = tmp_path / "here" / "machine.json"
+    atari_dqn.main(tiny_dqn(peer="none", num_envs=(1,), own_num_envs=(6,), json=kept))
+    result = json.loads(kept.read_text())["atari_dqn"]
+    assert [row["num_envs"] for row in result["rows"]] == [1, 6]
+    # Each number of steps is rounded up to whole updates and whole steps of all environments.
+    assert [row["per_repeat"]["training"] for row in result["rows"]] == [12, 12]
+    assert [row["per_repeat"]["updates"] for row in result["rows"]] == [3, 3]
+    for row in result["rows"]:
+        (side,) = row["sides"].values()
+        assert side["training_updates"] == 2 * row["per_repeat"]["training"] // 4
+        assert len(side["training"]["wall_seconds"]) == 2
+    shown = capsys.readouterr().out
+    assert "6 envs: updates" in shown and "stable-baselines3" not in shown
+
+
+@pytest.mark.parametrize(("num_envs", "at_once"), [(1, 1), (2, 1), (3, 3), (6, 3), (8, 2)])
+def test_grouping_of_updates_keeps_one_per_four_steps(num_envs: int, at_once: int) -> None:
+    atari_dqn = load("atari_dqn")
+    assert atari_dqn.updates_at_once(num_envs) == at_once
+    steps = atari_dqn.rounded_up(17, num_envs)
+    assert steps >= 17 and steps % 4 == steps % num_envs == 0
+
+
+def test_flops_are_those_of_torch() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = atari_q_network("small", "q", 5)
+    obs = torch.zeros(1, 4, 84, 84, dtype=torch.uint8)
+    forward, backward = load("atari_dqn").count_flops(network, obs)
+    with FlopCounterMode(display=False) as counter:
+        q = network(obs).q
+    assert forward == counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        q.sum().backward()
+    assert backward == counter.get_total_flops()
+
+
+def test_flops_of_a_layer_by_hand() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(30, 7))
+    forward, backward = load("atari_dqn").count_flops(network, torch.zeros(1, 3, 3, 4))
+    convolution, linear = 2 * (5 * 2 * 3) * (3 * 2 * 2), 2 * 30 * 7
+    assert (forward, backward) == (convolution + linear, convolution + 2 * linear)
+
+
+def test_replay_of_classicrl_alone(tmp_path: Path) -> None:
+    replay = load("replay")
+    kept = tmp_path / "machine.json"
+    replay.main(tiny_replay(peer="none", json=kept))
+    result = json.loads(kept.read_text())["replay"]
+    (record,) = result["replays"].values()
+    # A ninth of the transitions or so need a row for their last observation too.
+    assert 7_072 * 1.05 < record["nbytes"] / record["num_transitions"] < 7_072 * 1.4
+    assert result["per_repeat"] == {"add": 33, "sample 5": 20, "sample 7": 21}
+    (table,) = replay.tables(result)
+    assert [row[0] for row in table.rows] == [
+        "added, 3 at once",
+        "sampled, 5 at once",
+        "sampled, 7 at once",
+        "bytes per transition",
+    ]
+
+
+def test_profile_of_an_update(tmp_path: Path) -> None:
+    update_profile = load("update_profile")
+    kept = tmp_path / "machine.json"
+    update_profile.main(
+        update_profile.Config(
+            torso="small", batch_size=3, updates=2, replay_capacity=120, json=kept
+        )
+    )
+    result = json.loads(kept.read_text())["update_profile"]
+    # Two convolutions, forwards in both networks and backwards in one.
+    assert result["operators"]["aten::convolution_backward"]["calls_per_update"] == 2
+    assert result["operators"]["aten::_fused_adam_"]["calls_per_update"] == 1
+    (table,) = update_profile.tables(result)
+    shares = [float(row[3].rstrip("%")) for row in table.rows]
+    assert shares[-1] == 100.0 and sum(shares[:-1]) == pytest.approx(100.0, abs=1.0)
+
+
+def test_alternately_takes_turns_in_both_orders() -> None:
+    calls: list[str] = []
+    jobs = [lambda name=name: calls.append(name) for name in "abc"]
+    timings = load("report").alternately(jobs, torch.device("cpu"), 3)
+    assert "".join(calls) == "abc" + "cba" + "abc"
+    assert [len(t) for t in timings] == [3, 3, 3]
+
+
+def test_spread_is_median_and_range() -> None:
+    report = load("report")
+    assert report.spread([5.0, 1_000.4, 3.0, 7.0]) == "6 (3-1,000)"
+    assert report.spread(report.ratios([2.0, 9.0, 4.0], [4.0, 3.0, 4.0]), 2) == "1.00 (0.50-3.00)"
+
+
+def test_keeping_a_result_leaves_those_of_others(tmp_path: Path) -> None:
+    report, path = load("report"), tmp_path / "machine.json"
+    report.keep(path, "replay", {"a": 1, "b": 2})
+    report.keep(path, "atari_dqn", {"c": 3})
+    report.keep(path, "replay", {"a": 4})
+    assert json.loads(path.read_text()) == {"replay": {"a": 4}, "atari_dqn": {"c": 3}}
+
+
+def test_report_writes_every_result_between_its_markers(tmp_path: Path) -> None:
+    pytest.importorskip("ale_py")
+    report, results, docs = load("report"), tmp_path / "results", tmp_path / "performance.md"
+    load("replay").main(tiny_replay(peer="none", json=results / "first.json"))
+    load("replay").main(tiny_replay(peer="none", json=results / "second.json"))
+    # The page itself, so that it keeps the markers that the program looks for.
+    page = (ROOT / "docs" / "performance.md").read_text()
+    docs.write_text(page)
+    report.main(report.Config(results=results, docs=docs))
+    once = docs.read_text()
+    assert once.count("### first") == once.count("### second") == 1
+    assert once.count("| bytes per transition |") == 2
+    assert "Not measured yet." in once  # by the other programs
+    assert once.partition("<!--")[0] == page.partition("<!--")[0]
+    assert once.rpartition("-->")[2] == page.rpartition("-->")[2]
+    report.main(report.Config(results=results, docs=docs))
+    assert docs.read_text() == once
+
+
+def test_missing_markers_are_a_user_error() -> None:
+    with pytest.raises(UserError, match="benchmark:replay"):
+        load("report").replace_block("<!-- benchmark:replay --> and no end", "replay", "text")
+
+
+# -- The comparison ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def peer() -> None:
+    for name in ("stable_baselines3", "cv2", "ale_py"):
+        pytest.importorskip(name)
+
+
+def test_both_sides_of_dqn_do_the_same(peer: None) -> None:
+    atari_dqn = load("atari_dqn")
+    result = atari_dqn.measure(tiny_dqn(num_envs=(6,)))
+    for row in result["rows"]:
+        own, other = row["sides"].values()
+        for same in ("num_parameters", "training_updates", "forward_flops", "backward_flops"):
+            assert own[same] == other[same] > 0
+    speed, arithmetic = atari_dqn.tables(result)
+    assert len(speed.rows) == 3 and all(len(row) == 4 for row in speed.rows)
+    assert len(arithmetic.rows) == 2
+
+
+def test_replays_hold_the_same_transitions(peer: None) -> None:
+    replay = load("replay")
+    config = tiny_replay()
+    stream = replay.make_stream(config)
+
+    def key(*parts: Any) -> tuple[Any, ...]:
+        return tuple(np.asarray(part).tobytes() for part in parts)
+
+    true = {
+        key(s.obs[i], s.action[i], s.reward[i], s.next_obs[i], s.terminated[i])
+        for s in stream
+        for i in range(config.num_envs)
+    }
+    own, plain, optimised = replay.make_replays(config, torch.device("cpu"))
+    for each in (own, plain, optimised):
+        for step in stream * 3:
+            each.add(step)
+    drawn: dict[str, set[tuple[Any, ...]]] = {}
+    b = own.sample(400)
+    drawn["own"] = {
+        key(b.obs[i], b.action[i], b.reward[i], b.next_obs[i], b.discount[i] == 0)
+        for i in range(400)
+    }
+    b = plain.sample(400)
+    drawn["peer"] = {
+        key(
+            b.observations[i],
+            b.actions[i, 0],
+            b.rewards[i, 0],
+            b.next_observations[i],
+            bool(b.dones[i]),
+        )
+        for i in range(400)
+    }
+    for name, found in drawn.items():
+        assert found <= true, name
+        assert any(k[-1] == np.True_.tobytes() for k in found), name
+    bytes_each = [r.nbytes / r.num_transitions() for r in (own, plain, optimised)]
+    assert bytes_each[0] * 3 < bytes_each[2] < bytes_each[1] / 1.9
