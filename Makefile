@@ -1,5 +1,5 @@
 # make train   make .venv, install, train an agent; again: resumes. AGENT= and ARGS= choose.
-# make test    install the tools too, then ruff, mypy and the quick tests.
+# make test    install the tools too, then ruff, mypy, the quick tests and the published results.
 # Everything lands in .venv; nothing outside this directory is changed but pip's cache.
 
 PYTHON ?= python3
@@ -30,8 +30,12 @@ help:
 train: require-agent .venv/.stamp-run
 	$(venv_python) agents/$(AGENT).py $(ARGS)
 
+# The published results last: their files are those of the index, the cheap ones are played again,
+# and the pages say what the index says.
 test: lint
 	$(venv_python) -m pytest -m "not slow and not gpu"
+	.venv/bin/classicrl verify --fast
+	.venv/bin/classicrl results --check
 
 lint: .venv/.stamp-test
 	$(venv_python) -m ruff check .

@@ -100,18 +100,9 @@ class DQNLearner:
         loss = self.loss(q - target)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = self._clip_gradient()
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.optimizer.step()
         return torch.stack([loss.detach(), q.detach().mean(), grad_norm.detach()])
-
-    def _clip_gradient(self) -> Tensor:
-        """Scales the gradient down to the bound; its norm before that, a scalar."""
-        norm = nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
-        # A pass over all parameters, most often to multiply them by 1: skipped where looking at
-        # the norm costs nothing. On a GPU it would mean waiting. NaN must not be skipped.
-        if norm.is_cuda or not norm + 1e-6 <= self.max_grad_norm:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
-        return norm
 
     def sync_target(self) -> None:
         """Copies the online parameters into the target network."""
@@ -130,3 +121,10 @@ class DQNLearner:
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
+        # Copies, and in the memory format of the parameters: the fused optimiser pairs numbers by
+        # their place in memory, and moments in another format would belong to other weights.
+        for parameter in self.parameters:
+            moments = self.optimizer.state[parameter]
+            for name, value in moments.items():
+                like = parameter if value.shape == parameter.shape else value
+                moments[name] = torch.empty_like(like).copy_(value)
