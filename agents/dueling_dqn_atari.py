@@ -258,6 +258,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
     else:
         obs = envs.reset()
+    progress.begin_at(count.step)
     log = MetricsLog(
         run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
     )
