@@ -154,7 +154,11 @@ PROGRESS_PERIOD_STEPS = 200
 
 def main(config: Config) -> dict[str, Any]:
     """Trains, or continues, or reports a finished run; returns its summary."""
-    require_positive(config, except_for={"seed", "threads", "epsilon_end"})
+    require_positive(
+        config,
+        may_be_zero={"seed", "threads", "epsilon_end"},
+        at_most_one={"gamma", "epsilon_end"},
+    )
     game = config.env_id.replace("/", "-")
     directory = config.run_dir or Path(f"runs/{AGENT}/{game}-{config.protocol}/seed{config.seed}")
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:

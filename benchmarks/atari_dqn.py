@@ -501,7 +501,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 def main(config: Config) -> dict[str, Any]:
     """Measures, prints, keeps."""
-    require_positive(config, except_for={"threads", "seed"})
+    require_positive(config, may_be_zero={"threads", "seed"})
     result = measure(config)
     show(tables(result))
     if config.json is not None:

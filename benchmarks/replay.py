@@ -307,7 +307,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 def main(config: Config) -> dict[str, Any]:
     """Measures, prints, keeps."""
-    require_positive(config, except_for={"threads", "seed"})
+    require_positive(config, may_be_zero={"threads", "seed"})
     # stable-baselines3 warns of memory that it compares with all that is free, untouched pages
     # included; what is needed is checked here.
     warnings.filterwarnings("ignore", message="This system does not have apparently enough memory")

@@ -5,6 +5,7 @@ Imports neither torch nor gymnasium: a script parses its command line before it 
 """
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Set
@@ -67,12 +68,16 @@ def exit_with(main: Callable[[ConfigT], Any], config: ConfigT) -> NoReturn:
     sys.exit(0)
 
 
-def require_positive(config: Any, except_for: Set[str] = frozenset()) -> None:
-    """Refuses a configuration in which a number is negative, or zero though it must not be.
+def require_positive(
+    config: Any, *, may_be_zero: Set[str] = frozenset(), at_most_one: Set[str] = frozenset()
+) -> None:
+    """Refuses a configuration in which a number is negative or infinite, zero though it must not
+    be, or a share above one.
 
     Args:
         config: a dataclass; fields that are not numbers, or None, are passed over.
-        except_for: names of fields that may be zero.
+        may_be_zero: names of fields.
+        at_most_one: names of fields.
 
     Raises:
         UserError: naming the flag.
@@ -82,7 +87,11 @@ def require_positive(config: Any, except_for: Set[str] = frozenset()) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         flag = f"--{field.name.replace('_', '-')}"
-        if field.name in except_for:
+        if not math.isfinite(value):
+            raise UserError(f"{flag} must be a finite number, got {value}")
+        if field.name in at_most_one and value > 1:
+            raise UserError(f"{flag} must be at most 1, got {value}")
+        if field.name in may_be_zero:
             if not value >= 0:
                 raise UserError(f"{flag} must not be negative, got {value}")
         elif not value > 0:

@@ -383,3 +383,9 @@ def test_chain_is_learned_to_its_optimum_from_random_play(double: bool) -> None:
     learned = learner.online(torch.from_numpy(views)).q.detach().numpy()
     assert np.abs(learned - optimum).max() < 0.1
     assert learner.act(torch.from_numpy(views)).tolist() == optimum.argmax(axis=1).tolist()
+
+
+def test_a_batch_of_unequal_shares_is_refused() -> None:
+    learner = DQNLearner(network())
+    with pytest.raises(ValueError, match="a batch of 7 is not 3 equal shares"):
+        learner.update(random_batch(7), num_updates=3)

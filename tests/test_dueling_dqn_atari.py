@@ -534,6 +534,10 @@ def test_a_damaged_newest_checkpoint_falls_back_and_ends_the_same(
         ({"learning_rate": math.nan}, "--learning-rate"),
         ({"seed": -1}, "--seed"),
         ({"n_steps": 0}, "--n-steps"),
+        ({"gamma": 1.01}, "--gamma must be at most 1"),
+        ({"epsilon_end": 5.0}, "--epsilon-end must be at most 1"),
+        ({"learning_rate": math.inf}, "--learning-rate must be a finite number"),
+        ({"learning_rate": math.nan}, "--learning-rate must be a finite number"),
         pytest.param(
             {"device": "cuda"},
             "--device cuda",

@@ -367,9 +367,9 @@ def test_other_errors_keep_their_traceback() -> None:
 )
 def test_numbers_that_make_no_sense_are_refused(asked: dict[str, Any], flag: str) -> None:
     with pytest.raises(UserError, match=flag):
-        require_positive(Settings(**asked), except_for={"decay_steps"})
+        require_positive(Settings(**asked), may_be_zero={"decay_steps"})
 
 
 def test_numbers_that_may_be_zero_or_open() -> None:
-    require_positive(Settings(rate=0.0, decay_steps=None), except_for={"rate"})
-    require_positive(Settings(decay_steps=0), except_for={"decay_steps"})
+    require_positive(Settings(rate=0.0, decay_steps=None), may_be_zero={"rate"})
+    require_positive(Settings(decay_steps=0), may_be_zero={"decay_steps"})

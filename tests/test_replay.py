@@ -506,3 +506,12 @@ def test_rows_that_are_not_stored_cannot_be_read() -> None:
     ]:
         with pytest.raises(ValueError, match="are not all in"):
             buffer.rows(first, end)
+
+
+def test_actions_beyond_a_byte_come_back_whole() -> None:
+    replay = ReplayBuffer(30, (2,), 1)
+    for t in range(9):
+        flags = np.zeros(1, np.bool_)
+        replay.add(np.zeros((1, 2), np.uint8), np.array([1883 - t]), np.zeros(1), flags, flags)
+    assert set(replay.sample(50).action.tolist()) <= set(range(1875, 1884))
+    assert replay.sample(50).action.min() > 255

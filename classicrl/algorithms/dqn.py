@@ -80,7 +80,12 @@ class DQNLearner:
         Returns:
             Per update, ``[num_updates]`` on the device: ``loss``; ``q``, the mean value of the
             taken actions; ``grad_norm``, before clipping.
+
+        Raises:
+            ValueError: if the batch does not divide into equal shares.
         """
+        if len(batch.reward) % num_updates:
+            raise ValueError(f"a batch of {len(batch.reward)} is not {num_updates} equal shares")
         with torch.no_grad():
             next_q_target = self.target(batch.next_obs).q  # [num_updates * B, A]
         shares = zip(*(field.chunk(num_updates) for field in (*batch, next_q_target)), strict=True)

@@ -3,7 +3,7 @@
 Rows are written in the order in which they arrive, all environments into one ring, and each row
 knows how far back its predecessor and how far ahead its successor in the same episode lie. Frame
 stacks, n-step windows and next observations are found by following those links when a batch is
-drawn, so an Atari transition costs one 84x84 frame (7,056 bytes) and 16 bytes of bookkeeping.
+drawn, so an Atari transition costs one 84x84 frame (7,056 bytes) and 19 bytes of bookkeeping.
 
 The bookkeeping stays in host memory: drawing a batch is a few vectorised NumPy operations on it and
 a single gather of observations on the buffer's device.
@@ -75,7 +75,7 @@ class ReplayBuffer:
         sampler: Sampler | None = None,
         obs_dtype: torch.dtype = torch.uint8,
         action_shape: tuple[int, ...] = (),
-        action_dtype: type[np.generic] = np.uint8,
+        action_dtype: type[np.generic] = np.int32,
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
@@ -449,7 +449,7 @@ class ReplayBuffer:
 
 
 def replay_nbytes(
-    capacity: int, obs_shape: tuple[int, ...], obs_itemsize: int = 1, action_nbytes: int = 1
+    capacity: int, obs_shape: tuple[int, ...], obs_itemsize: int = 1, action_nbytes: int = 4
 ) -> int:
     """Memory that a :class:`ReplayBuffer` will take, in bytes, before it is made."""
     bookkeeping = 4 + 3 * 1 + 2 * 4  # reward, three flags, two links
