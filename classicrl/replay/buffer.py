@@ -318,20 +318,22 @@ class ReplayBuffer:
         """Whether everything that a transition from these rows needs is stored, bool ``[B]``."""
         if not len(self):
             return np.zeros(len(ids), dtype=np.bool_)
-        whole = self._is_source[ids % self.capacity]
+        whole = self._is_source.take(ids % self.capacity)
         # Backwards: the whole stack, unless the episode began inside it.
-        at = ids
+        at, oldest_id = ids, self.oldest_id
         for _ in range(self._depth - 1):
-            at = at - self._back[at % self.capacity]
-            whole = whole & (at >= self.oldest_id)
+            at = at - self._back.take(at % self.capacity)
+            whole = whole & (at >= oldest_id)
         # Forwards: a successor for every step up to the window's or the episode's end.
         at, going = ids, whole
-        for _ in range(self.n_steps):
+        for steps_left in reversed(range(self.n_steps)):
             slots = at % self.capacity
-            ahead = self._ahead[slots]
+            ahead = self._ahead.take(slots)
             whole = whole & (~going | (ahead > 0))
-            going = going & ~(self._terminated[slots] | self._ended[slots]) & (ahead > 0)
-            at = at + ahead
+            if steps_left:
+                stops = self._terminated.take(slots) | self._ended.take(slots)
+                going = going & ~stops & (ahead > 0)
+                at = at + ahead
         return whole
 
     def _look_ahead(
@@ -341,10 +343,14 @@ class ReplayBuffer:
         path = np.empty((len(ids), self.n_steps + 1), dtype=np.int64)
         path[:, 0] = ids
         for j in range(self.n_steps):  # past an episode's end the path stays on its last row
-            path[:, j + 1] = path[:, j] + self._ahead[path[:, j] % self.capacity]
+            path[:, j + 1] = path[:, j] + self._ahead.take(path[:, j] % self.capacity)
         slots = path[:, :-1] % self.capacity
+        # take: for small batches twice as fast as indexing
         reward, discount, steps = n_step_return(
-            self._reward[slots], self._terminated[slots], self._ended[slots], self.gamma
+            self._reward.take(slots),
+            self._terminated.take(slots),
+            self._ended.take(slots),
+            self.gamma,
         )
         return reward, discount, path[np.arange(len(ids)), steps]
 
@@ -357,9 +363,9 @@ class ReplayBuffer:
         blank = np.zeros((len(ids), depth), dtype=np.bool_)
         at, before_first = ids, np.zeros(len(ids), dtype=np.bool_)
         for j in reversed(range(depth)):
-            slots[:, j] = at % self.capacity
+            slots[:, j] = here = at % self.capacity
             blank[:, j] = before_first
-            back = self._back[slots[:, j]]
+            back = self._back.take(here)
             before_first = before_first | (back == 0)
             at = at - back
         return slots, blank
