@@ -34,7 +34,7 @@ train: require-agent .venv/.stamp-run
 # and the pages say what the index says.
 test: lint
 	$(venv_python) -m pytest -m "not slow and not gpu"
-	.venv/bin/classicrl verify --fast
+	.venv/bin/classicrl verify --fast --threads 1
 	.venv/bin/classicrl results --check
 
 lint: .venv/.stamp-test
