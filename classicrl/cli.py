@@ -95,7 +95,10 @@ def evaluate(
 
     path = Path(run_dir)
     if not path.exists() and index.exists() and len(path.parts) == 1:
-        (entry,) = find(read_index(index), [run_dir])
+        try:
+            (entry,) = find(read_index(index), [run_dir])
+        except UserError as error:
+            raise UserError(f"{run_dir} does not exist, and {error}") from error
         if entry.weights is None:
             raise UserError(f"{run_dir} was published without weights: it cannot be played")
         path = index.parent / entry.path / MODEL_FILE
