@@ -5,7 +5,7 @@
 Wang et al. 2016, "Dueling Network Architectures for Deep Reinforcement Learning", on the training
 loop of DQN (Mnih et al. 2015). The presets fix everything; any flag given wins over its preset:
 
-    cpu   the small torso of 2013 and 1M steps, about an hour on two cores
+    cpu   the small torso of 2013 and 1M steps
     fast  as cpu, with double Q and 3-step returns: learns in fewer steps
     gpu   the Nature torso, double Q as in the paper, 10M steps
 
