@@ -29,7 +29,7 @@ def set_threads(num_threads: int) -> int:
     """Gives torch ``num_threads`` CPU threads; 0: all that this process may use. Returns them.
 
     Also has the CPU take denormal numbers as zero. Adam's moments of rarely used weights decay into
-    them, and an update then takes three times as long; threads inherit the setting if it is made
+    them, on which arithmetic is many times slower; threads inherit the setting if it is made
     before they are.
     """
     threads = num_threads or available_cpus()
