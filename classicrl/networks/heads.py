@@ -1,9 +1,17 @@
-"""Heads: features -> named outputs. Losses pick the fields that they need by name."""
+"""Heads: features -> named outputs. Losses pick the fields that they need by name.
 
-from typing import NamedTuple
+Shapes are those of one network; with ``members=K`` everything has K as its first axis
+(``linear.py``).
+"""
+
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from classicrl.networks.linear import linear
+
+Centring = Literal["mean", "behaviour", "none"]
 
 
 class QOutput(NamedTuple):
@@ -17,16 +25,31 @@ class DuelingOutput(NamedTuple):
 
     q: Tensor  # [B, A]
     value: Tensor  # [B]
-    advantage: Tensor  # [B, A], centred
+    advantage: Tensor  # [B, A], centred (or not, as the head says)
+
+
+class BehaviourOutput(NamedTuple):
+    """As :class:`DuelingOutput`, with the behaviour policy that centres the advantage."""
+
+    q: Tensor  # [B, A]
+    value: Tensor  # [B]
+    advantage: Tensor  # [B, A], sum_b mu(b|x) advantage(x,b) = 0
+    behaviour_logits: Tensor  # [B, A]
 
 
 class QHead(nn.Module):
     """``features -> hidden, ReLU -> A`` (Mnih et al. 2015)."""
 
-    def __init__(self, in_features: int, num_actions: int, hidden: int = 512) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        num_actions: int,
+        hidden: int = 512,
+        members: int | None = None,
+    ) -> None:
         super().__init__()
-        self.hidden = nn.Linear(in_features, hidden)
-        self.q = nn.Linear(hidden, num_actions)
+        self.hidden = linear(in_features, hidden, members)
+        self.q = linear(hidden, num_actions, members)
 
     def forward(self, features: Tensor) -> QOutput:
         return QOutput(self.q(torch.relu(self.hidden(features))))
@@ -35,19 +58,72 @@ class QHead(nn.Module):
 class DuelingHead(nn.Module):
     """Value and advantage streams, ``features -> hidden, ReLU -> 1`` and ``-> A``.
 
-    Q(x,a) = V(x) + F(x,a) - mean_b F(x,b)      (Wang et al. 2016, equation 9)
+    Q(x,a) = V(x) + F(x,a) - sum_b c(b|x) F(x,b)
+
+    Args:
+        in_features, num_actions, hidden: sizes; ``hidden`` of each stream.
+        centring: the weights c. ``mean``: 1/A (Wang et al. 2016, equation 9). ``behaviour``: the
+            policy that acted, estimated by a :class:`BehaviourHead` and taken as a constant
+            (VA-learning, Tang et al. 2023, arXiv 2305.18161). ``none``: 0, so Q = V + F
+            (regularised dueling Q-learning, arXiv 2507.09523).
+        behaviour_hidden: units of the behaviour head.
+        smoothing: share of the uniform policy mixed into mu before it centres.
+        members: None, or the number of networks side by side.
     """
 
-    def __init__(self, in_features: int, num_actions: int, hidden: int = 512) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        num_actions: int,
+        hidden: int = 512,
+        *,
+        centring: Centring = "mean",
+        behaviour_hidden: int = 128,
+        smoothing: float = 0.0,
+        members: int | None = None,
+    ) -> None:
         super().__init__()
         # The first layers of both streams as one matrix product; rows [:hidden] feed V, the rest F.
-        self.hidden = nn.Linear(in_features, 2 * hidden)
-        self.value = nn.Linear(hidden, 1)
-        self.advantage = nn.Linear(hidden, num_actions)
+        self.hidden = linear(in_features, 2 * hidden, members)
+        self.value = linear(hidden, 1, members)
+        self.advantage = linear(hidden, num_actions, members)
+        self.centring = centring
+        self.smoothing = smoothing
+        if centring == "behaviour":
+            self.behaviour = BehaviourHead(in_features, num_actions, behaviour_hidden, members)
 
-    def forward(self, features: Tensor) -> DuelingOutput:
-        for_value, for_advantage = torch.relu(self.hidden(features)).chunk(2, dim=1)
+    def forward(self, features: Tensor) -> DuelingOutput | BehaviourOutput:
+        for_value, for_advantage = torch.relu(self.hidden(features)).chunk(2, dim=-1)
         value = self.value(for_value)  # [B, 1]
         raw = self.advantage(for_advantage)  # [B, A]
-        advantage = raw - raw.mean(dim=1, keepdim=True)
-        return DuelingOutput(value + advantage, value[:, 0], advantage)
+        if self.centring == "none":
+            return DuelingOutput(value + raw, value[..., 0], raw)
+        if self.centring == "mean":
+            advantage = raw - raw.mean(dim=-1, keepdim=True)
+            return DuelingOutput(value + advantage, value[..., 0], advantage)
+        logits = self.behaviour(features)
+        mu = logits.detach().softmax(dim=-1)
+        if self.smoothing:
+            mu = (1.0 - self.smoothing) * mu + self.smoothing / mu.shape[-1]
+        # The gradient flows through F here, never through mu.
+        advantage = raw - (mu * raw).sum(dim=-1, keepdim=True)
+        return BehaviourOutput(value + advantage, value[..., 0], advantage, logits)
+
+
+class BehaviourHead(nn.Module):
+    """Logits of the policy that acted, ``features -> hidden, ReLU -> A``.
+
+    Learned by maximum likelihood beside the values and apart from them: its gradient does not
+    enter the features.
+    """
+
+    def __init__(
+        self, in_features: int, num_actions: int, hidden: int, members: int | None = None
+    ) -> None:
+        super().__init__()
+        self.hidden = linear(in_features, hidden, members)
+        self.logits = linear(hidden, num_actions, members)
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.logits(torch.relu(self.hidden(features.detach())))
+        return logits

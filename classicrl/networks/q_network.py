@@ -1,15 +1,33 @@
 """Torso and head put together: observations -> action values."""
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from classicrl.networks.heads import DuelingHead, DuelingOutput, QHead, QOutput
-from classicrl.networks.torsos import init_fan_in_, nature_torso, small_torso
+from classicrl.networks.heads import BehaviourOutput, DuelingHead, DuelingOutput, QHead, QOutput
+from classicrl.networks.linear import stack_members_
+from classicrl.networks.torsos import (
+    MinAtarTorso,
+    MLPTorso,
+    init_fan_in_,
+    init_lecun_normal_,
+    nature_torso,
+    small_torso,
+)
 
 TorsoName = Literal["nature", "small"]
-HeadName = Literal["q", "dueling"]
+HeadName = Literal["q", "q-wide", "dueling", "behaviour", "uncentred"]
+"""q: a single stream. q-wide: one with as many units as two streams have together. The others have
+two streams, with the advantage centred by its mean, by the behaviour policy, or not at all."""
+
+_CENTRING: dict[str, Literal["mean", "behaviour", "none"]] = {
+    "dueling": "mean",
+    "behaviour": "behaviour",
+    "uncentred": "none",
+}
+_TWO_STREAM_GRADIENT_SCALE = 2**-0.5
 
 
 class QNetwork(nn.Module):
@@ -30,9 +48,9 @@ class QNetwork(nn.Module):
         self.head = head
         self.torso_gradient_scale = torso_gradient_scale
 
-    def forward(self, obs: Tensor) -> QOutput | DuelingOutput:
+    def forward(self, obs: Tensor) -> QOutput | DuelingOutput | BehaviourOutput:
         features = scale_gradient(self.torso(obs), self.torso_gradient_scale)
-        output: QOutput | DuelingOutput = self.head(features)
+        output: QOutput | DuelingOutput | BehaviourOutput = self.head(features)
         return output
 
 
@@ -41,24 +59,127 @@ def scale_gradient(x: Tensor, scale: float) -> Tensor:
     return x if scale == 1.0 else scale * x + (1.0 - scale) * x.detach()
 
 
+def value_head(
+    head: HeadName,
+    in_features: int,
+    num_actions: int,
+    hidden: int,
+    *,
+    smoothing: float = 0.0,
+    members: int | None = None,
+) -> QHead | DuelingHead:
+    """The head of a name; ``hidden`` units a stream, a quarter of it, at least 64, for mu."""
+    if head in ("q", "q-wide"):
+        return QHead(in_features, num_actions, hidden * (2 if head == "q-wide" else 1), members)
+    return DuelingHead(
+        in_features,
+        num_actions,
+        hidden,
+        centring=_CENTRING[head],
+        behaviour_hidden=max(64, hidden // 4),
+        smoothing=smoothing,
+        members=members,
+    )
+
+
 def atari_q_network(
-    torso: TorsoName, head: HeadName, num_actions: int, *, seed: int = 0
+    torso: TorsoName,
+    head: HeadName,
+    num_actions: int,
+    *,
+    seed: int = 0,
+    behaviour_smoothing: float = 0.0,
 ) -> QNetwork:
     """Network for stacked 84x84 frames: uint8 ``[B, 4, 84, 84]`` -> named tuple with ``q``.
 
     Args:
         torso: ``nature`` (2015) with 512 hidden units a stream, or ``small`` (2013) with 256.
-        head: ``q`` (single stream) or ``dueling``, whose gradient into the torso is scaled by
+        head: see ``HeadName``; with two streams, the gradient into the torso is scaled by
             1/sqrt(2).
         num_actions: A.
         seed: of the initial weights.
+        behaviour_smoothing: share of the uniform policy in what centres ``behaviour``.
     """
     features = nature_torso() if torso == "nature" else small_torso()
     hidden = 512 if torso == "nature" else 256
-    if head == "dueling":
-        dueling = DuelingHead(features.out_features, num_actions, hidden)
-        network = QNetwork(features, dueling, torso_gradient_scale=2**-0.5)
-    else:
-        network = QNetwork(features, QHead(features.out_features, num_actions, hidden))
+    network = QNetwork(
+        features,
+        value_head(head, features.out_features, num_actions, hidden, smoothing=behaviour_smoothing),
+        torso_gradient_scale=_TWO_STREAM_GRADIENT_SCALE if head in _CENTRING else 1.0,
+    )
     init_fan_in_(network, torch.Generator().manual_seed(seed))
     return network
+
+
+def minatar_q_network(
+    head: HeadName, in_channels: int, num_actions: int, *, seeds: int | Sequence[int] = 0
+) -> QNetwork:
+    """Network for 10x10 boards: ``[B, 10, 10, C]`` -> named tuple with ``q``.
+
+    One 3x3 convolution of 16 channels, and streams of 128 units whose weights start LeCun-normal,
+    as in the comparison of dueling and regularised dueling on MinAtar (arXiv 2507.09523).
+
+    Args:
+        head: see ``HeadName``.
+        in_channels: C.
+        num_actions: A.
+        seeds: of the initial weights; K of them give K networks side by side, which map
+            ``[K, B, 10, 10, C]``.
+    """
+
+    def build(members: int | None) -> QNetwork:
+        torso = MinAtarTorso(in_channels, members=members)
+        heads = value_head(head, torso.out_features, num_actions, 128, members=members)
+        return QNetwork(torso, heads)
+
+    def init_(network: QNetwork, generator: torch.Generator) -> None:
+        init_fan_in_(network.torso, generator)
+        init_lecun_normal_(network.head, generator)
+
+    return _seeded(build, init_, seeds)
+
+
+def vector_q_network(
+    head: HeadName,
+    in_features: int,
+    num_actions: int,
+    *,
+    torso_hidden: int = 128,
+    hidden: int = 64,
+    seeds: int | Sequence[int] = 0,
+) -> QNetwork:
+    """Network for vector observations: ``[B, in_features]`` -> named tuple with ``q``.
+
+    Args:
+        head: see ``HeadName``.
+        in_features: numbers in an observation.
+        num_actions: A.
+        torso_hidden, hidden: units of the torso's layer, and of each stream.
+        seeds: as for :func:`minatar_q_network`.
+    """
+
+    def build(members: int | None) -> QNetwork:
+        torso = MLPTorso(in_features, (torso_hidden,), members)
+        heads = value_head(head, torso.out_features, num_actions, hidden, members=members)
+        return QNetwork(torso, heads)
+
+    return _seeded(build, init_fan_in_, seeds)
+
+
+def _seeded(
+    build: Callable[[int | None], QNetwork],
+    init_: Callable[[QNetwork, torch.Generator], None],
+    seeds: int | Sequence[int],
+) -> QNetwork:
+    """One network, or one of several members, each as it would be alone."""
+
+    def single(seed: int) -> QNetwork:
+        network = build(None)
+        init_(network, torch.Generator().manual_seed(seed))
+        return network
+
+    if isinstance(seeds, int):
+        return single(seeds)
+    stacked = build(len(seeds))
+    stack_members_(stacked, [single(seed) for seed in seeds])
+    return stacked

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from classicrl.networks.linear import linear
+
 
 def init_fan_in_(module: nn.Module, generator: torch.Generator) -> None:
     """Sets every linear and convolution layer of ``module`` to U(-b, b), b = 1/sqrt(fan_in)."""
@@ -19,6 +21,14 @@ def init_fan_in_(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
             if layer.bias is not None:
                 nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+
+
+def init_lecun_normal_(module: nn.Module, generator: torch.Generator) -> None:
+    """Sets every linear layer of ``module`` to N(0, 1/fan_in), biases to zero."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, layer.in_features**-0.5, generator=generator)
+            nn.init.zeros_(layer.bias)
 
 
 class ConvTorso(nn.Module):
@@ -64,18 +74,50 @@ def small_torso(in_channels: int = 4) -> ConvTorso:
     return ConvTorso([(16, 8, 4), (32, 4, 2)], in_channels)
 
 
+class MinAtarTorso(nn.Module):
+    """10x10 boards -> 3x3 convolution, ReLU -> flat features (Young & Tian 2019, section 4).
+
+    Args:
+        in_channels: kinds of things on the board, C.
+        channels: of the convolution.
+        members: None, or the number of networks side by side (``linear.py``).
+
+    Shapes:
+        ``[B, 10, 10, C]``, any dtype -> float32 ``[B, out_features]``; with K members
+        ``[K, B, 10, 10, C]`` -> ``[K, B, out_features]``.
+    """
+
+    def __init__(self, in_channels: int, channels: int = 16, members: int | None = None) -> None:
+        super().__init__()
+        # A convolution as a product with all 3x3 patches: the same for one network and for many.
+        self.patch = linear(9 * in_channels, channels, members)
+        self.out_features = 8 * 8 * channels
+
+    def forward(self, obs: Tensor) -> Tensor:
+        # Three neighbours in a row lie together in memory, so patches are made of runs of 3 C.
+        channels = obs.shape[-1]
+        runs = obs.to(torch.float32).flatten(-2).unfold(-1, 3 * channels, channels)
+        patches = runs.unfold(-3, 3, 1).transpose(-2, -1)  # [..., 8, 8, 3, 3 C], a view
+        flat = patches.flatten(-2).flatten(-3, -2)  # [..., 64, 9 C]
+        features: Tensor = torch.relu(self.patch(flat)).flatten(-2)
+        return features  # [..., 64 * channels]
+
+
 class MLPTorso(nn.Module):
     """Vector observation -> ReLU layers.
 
     Shapes:
-        ``[B, in_features]``, any dtype -> float32 ``[B, hidden[-1]]``.
+        ``[B, in_features]``, any dtype -> float32 ``[B, hidden[-1]]``; with K members
+        ``[K, B, in_features]`` -> ``[K, B, hidden[-1]]``.
     """
 
-    def __init__(self, in_features: int, hidden: Sequence[int] = (128,)) -> None:
+    def __init__(
+        self, in_features: int, hidden: Sequence[int] = (128,), members: int | None = None
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [nn.Linear(in_features, width), nn.ReLU()]
+            layers += [linear(in_features, width, members), nn.ReLU()]
             in_features = width
         self.layers = nn.Sequential(*layers)
         self.out_features = in_features

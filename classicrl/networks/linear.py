@@ -1,0 +1,149 @@
+"""Linear layers whose large products go to oneDNN on a CPU, and many of them side by side.
+
+PyTorch gives float32 matrix products to its BLAS, which reaches less than half of the rate of
+oneDNN on some processors (docs/performance.md). The layers here are ``nn.Linear`` in all else.
+
+Networks of a few hundred thousand weights leave a processor waiting between kernels. K of them,
+say one per seed, trained side by side, share those kernels and stay K independent networks: member
+k's output depends on member k's parameters and input alone, so the gradient of the sum of their
+losses is every member's own. The torsos and heads of this package take ``members=K`` and then map
+``[K, B, ...]`` to ``[K, B, ...]``; without it they are ordinary networks, ``[B, ...]`` to
+``[B, ...]``.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_MIN_ONEDNN_PRODUCTS = 1 << 20  # multiplications below which a call costs more than it saves
+
+
+def _has_onednn() -> bool:
+    # The operator under torch.compile's linear layers; not there in builds without oneDNN.
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+_HAS_ONEDNN = _has_onednn()
+
+
+class Linear(nn.Linear):
+    """``nn.Linear``: float ``[..., in_features] -> [..., out_features]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _for_onednn(x, self.weight):
+            return functional.linear(x, self.weight, self.bias)
+        flat = x.flatten(0, -2)
+        product: Tensor = _OneDnnLinear.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return product.view(*x.shape[:-1], self.out_features)
+
+
+class StackedLinear(nn.Module):
+    """K linear layers side by side: float ``[K, ..., in_features] -> [K, ..., out_features]``.
+
+    Member k's parameters are ``weight[k]`` and ``bias[k]``, shaped as those of ``nn.Linear``.
+    """
+
+    def __init__(self, members: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(in_features)
+        self.weight = nn.Parameter(
+            torch.empty(members, out_features, in_features).uniform_(-bound, bound)
+        )
+        self.bias = nn.Parameter(torch.empty(members, out_features).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1, -2)  # [K, M, in_features]
+        if _for_onednn(flat[0], self.weight[0]):
+            product: Tensor = _OneDnnStackedLinear.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        else:
+            product = torch.baddbmm(self.bias[:, None], flat, self.weight.mT)
+        return product.view(*x.shape[:-1], product.shape[-1])
+
+
+def linear(in_features: int, out_features: int, members: int | None = None) -> nn.Module:
+    """A :class:`Linear` layer, or ``members`` of them side by side."""
+    if members is None:
+        return Linear(in_features, out_features)
+    return StackedLinear(members, in_features, out_features)
+
+
+@torch.no_grad()
+def stack_members_(stacked: nn.Module, singles: Sequence[nn.Module]) -> None:
+    """Makes member k of ``stacked`` what ``singles[k]`` is.
+
+    Args:
+        stacked: made with ``members=len(singles)``, otherwise by the same arguments.
+        singles: made without ``members``.
+
+    Raises:
+        ValueError: if they are not networks of one shape.
+    """
+    states = [single.state_dict() for single in singles]
+    for name, values in stacked.state_dict().items():
+        try:
+            values.copy_(torch.stack([state[name] for state in states]))
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{name} of the members does not fit the stack: {error}") from error
+
+
+def member_state(stacked: nn.Module, member: int) -> dict[str, Tensor]:
+    """The ``state_dict`` of one member alone, which a network made without ``members`` loads."""
+    return {name: values[member].contiguous() for name, values in stacked.state_dict().items()}
+
+
+# -- products by oneDNN ----------------------------------------------------------------------------
+
+
+def _for_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        _HAS_ONEDNN
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() * weight.shape[0] >= _MIN_ONEDNN_PRODUCTS
+    )
+
+
+def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``a @ b.T + bias``: ``[M, I]``, ``[O, I]``, ``[O]`` -> ``[M, O]``."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return product
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        (gradient,) = gradients  # [M, O]
+        x, weight = ctx.saved_tensors
+        of_x = _product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        return of_x, _product(gradient.t(), x.t()), gradient.sum(dim=0)
+
+
+class _OneDnnStackedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        members = zip(x, weight, bias, strict=True)
+        return torch.stack([_product(*member) for member in members])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        (gradient,) = gradients  # [K, M, O]
+        x, weight = ctx.saved_tensors
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = torch.stack([_product(g, w.t()) for g, w in zip(gradient, weight, strict=True)])
+        # Each product is copied into its place while it is still in the cache.
+        of_weight = torch.empty_like(weight)
+        for place, g, inputs in zip(of_weight, gradient, x, strict=True):
+            place.copy_(_product(g.t(), inputs.t()))
+        return of_x, of_weight, gradient.sum(dim=1)
