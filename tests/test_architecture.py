@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "classicrl").rglob("*.py"))
 # listed put others together: they form the last layer.
 LAYERS = [
     {"errors", "types"},
-    {"returns", "losses", "schedules", "checkpoint", "console", "command_line"},
+    {"returns", "losses", "taylor", "schedules", "checkpoint", "console", "command_line"},
     {"loggers", "replay", "envs", "networks"},
     {"algorithms", "experiment", "evaluation", "machine", "parameters"},
 ]
