@@ -332,9 +332,9 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                     "charts/steps_per_second": progress.steps_per_second,
                     "charts/wall_seconds": state.seconds,
                     "losses/td": mean.get("loss", math.nan),
-                    "diagnostics/q": mean.get("q", math.nan),
-                    "diagnostics/grad_norm": mean.get("grad_norm", math.nan),
                 }
+                for name in learner.metric_names[1:]:
+                    row[f"diagnostics/{name}"] = mean.get(name, math.nan)
                 log.write(after, row)
                 shown = {"return": row["charts/episodic_return"], "loss": row["losses/td"]}
                 shown["epsilon"] = epsilon

@@ -1,7 +1,9 @@
 """A trained agent from its model file: the network, how it acts, and what it was trained for."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -9,11 +11,20 @@ from numpy.typing import NDArray
 
 from classicrl.checkpoint import load_model
 from classicrl.envs.atari import PROTOCOLS, AtariProtocol, AtariSingle
+from classicrl.envs.gym_vector import GYM_PROTOCOLS, GymProtocol, GymVector
 from classicrl.errors import UserError
-from classicrl.evaluation import Policy
-from classicrl.networks.q_network import HeadName, QNetwork, TorsoName, atari_q_network
+from classicrl.evaluation import AtariEvaluator, GymEvaluator, Policy
+from classicrl.networks.q_network import (
+    HeadName,
+    QNetwork,
+    TorsoName,
+    atari_q_network,
+    minatar_q_network,
+    vector_q_network,
+)
 
 MODEL_FILE = "model.safetensors"
+GymTorsoName = Literal["minatar", "vector"]
 
 
 class AgentCard(NamedTuple):
@@ -21,7 +32,7 @@ class AgentCard(NamedTuple):
 
     agent: str
     env_id: str
-    protocol: AtariProtocol
+    protocol: AtariProtocol | GymProtocol
     torso: str
     head: str
     step: int  # agent decisions that it was trained for
@@ -62,9 +73,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu") -> Agent:
         raise UserError(f"{path} does not exist: name a run directory or a model file")
     tensors, metadata = load_model(path)
     card = _card(path, metadata)
-    # Building the game is the one way to learn its number of actions, and that it is installed.
-    num_actions = AtariSingle(card.env_id, protocol=card.protocol, seed=0).num_actions
-    network = atari_q_network(card.torso, card.head, num_actions)  # type: ignore[arg-type]
+    network, num_actions = _network_of(card)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for name in sorted(expected.keys() | tensors.keys()):
         found = tuple(tensors[name].shape) if name in tensors else None
@@ -77,17 +86,72 @@ def load_agent(path: Path, device: torch.device | str = "cpu") -> Agent:
         if not torch.isfinite(tensors[name]).all():
             raise UserError(f"{path} has NaN or infinite weights in {name}: they cannot play")
     network.load_state_dict(tensors)
-    network.to(torch.device(device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(torch.device(device))
+    if isinstance(card.protocol, AtariProtocol):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.eval()
 
     @torch.inference_mode()
-    def policy(obs: NDArray[np.uint8]) -> NDArray[np.int64]:
+    def policy(obs: NDArray[Any]) -> NDArray[np.int64]:
         actions: NDArray[np.int64] = (
             network(torch.from_numpy(obs).to(device)).q.argmax(dim=1).cpu().numpy()
         )
         return actions
 
     return Agent(policy, network, card)
+
+
+def evaluator_of(
+    agent: Agent,
+    *,
+    seed: int = 0,
+    epsilon: float | None = None,
+    max_frames: int | None = None,
+    num_threads: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> AtariEvaluator | GymEvaluator:
+    """What plays games with an agent.
+
+    Args:
+        agent: from :func:`load_agent`.
+        seed: the same seed plays the same games.
+        epsilon: share of random actions; None for what the agent's protocol says.
+        max_frames: after which a game is cut; None for what the protocol says.
+        num_threads: of Atari's emulators; 0 for all that this process may use.
+        should_stop: asked at every step; what is under way is then given up.
+    """
+    env_id, protocol = agent.card.env_id, agent.card.protocol
+    if isinstance(protocol, GymProtocol):
+        if max_frames is not None:
+            protocol = dataclasses.replace(protocol, max_episode_steps=max_frames)
+        return GymEvaluator(
+            agent.policy, env_id, protocol, seed=seed, epsilon=epsilon, should_stop=should_stop
+        )
+    if max_frames is not None:
+        protocol = dataclasses.replace(protocol, max_frames_per_episode=max_frames)
+    return AtariEvaluator(
+        agent.policy,
+        env_id,
+        protocol,
+        seed=seed,
+        epsilon=epsilon,
+        num_threads=num_threads,
+        should_stop=should_stop,
+    )
+
+
+def _network_of(card: AgentCard) -> tuple[QNetwork, int]:
+    """The network that a card names, and its number of actions.
+
+    Building the game is the one way to learn that number, and that the game is installed.
+    """
+    head: Any = card.head
+    if isinstance(card.protocol, AtariProtocol):
+        num_actions = AtariSingle(card.env_id, protocol=card.protocol, seed=0).num_actions
+        return atari_q_network(card.torso, head, num_actions), num_actions  # type: ignore[arg-type]
+    env = GymVector(card.env_id, 1, seeds=0)
+    build = minatar_q_network if card.torso == "minatar" else vector_q_network
+    return build(head, env.obs_shape[-1], env.num_actions), env.num_actions
 
 
 def _card(path: Path, metadata: dict[str, str]) -> AgentCard:
@@ -97,9 +161,11 @@ def _card(path: Path, metadata: dict[str, str]) -> AgentCard:
             f"{path} was not written by an agent of classicrl that can be evaluated: its metadata "
             f"lacks {', '.join(missing)}"
         )
+    protocols: dict[str, AtariProtocol | GymProtocol] = {**PROTOCOLS, **GYM_PROTOCOLS}
+    torsos = get_args(TorsoName) if metadata["protocol"] in PROTOCOLS else get_args(GymTorsoName)
     choices = {
-        "protocol": tuple(PROTOCOLS),
-        "torso": get_args(TorsoName),
+        "protocol": tuple(protocols),
+        "torso": torsos,
         "head": get_args(HeadName),
     }
     for field, known in choices.items():
@@ -113,7 +179,7 @@ def _card(path: Path, metadata: dict[str, str]) -> AgentCard:
     return AgentCard(
         agent=metadata["agent"],
         env_id=metadata["env_id"],
-        protocol=PROTOCOLS[metadata["protocol"]],
+        protocol=protocols[metadata["protocol"]],
         torso=metadata["torso"],
         head=metadata["head"],
         step=int(metadata["step"]),

@@ -83,10 +83,7 @@ def evaluate(
         _require(video.suffix == ".gif", f"--video {video} must end in .gif")
         _require(video.parent.is_dir(), f"--video: {video.parent} is not a directory")
 
-    from dataclasses import replace
-
-    from classicrl.agent_file import MODEL_FILE, load_agent
-    from classicrl.evaluation import AtariEvaluator
+    from classicrl.agent_file import MODEL_FILE, evaluator_of, load_agent
     from classicrl.experiment import StopRequest
     from classicrl.machine import choose_device, set_threads
     from classicrl.reports.plots import protocol_in_words
@@ -105,15 +102,12 @@ def evaluate(
     threads = set_threads(threads)
     agent = load_agent(path, choose_device(device))
     protocol = agent.card.protocol
-    if max_frames is not None:
-        protocol = replace(protocol, max_frames_per_episode=max_frames)
     with StopRequest() as stop:
-        evaluator = AtariEvaluator(
-            agent.policy,
-            agent.card.env_id,
-            protocol,
+        evaluator = evaluator_of(
+            agent,
             seed=seed,
             epsilon=epsilon,
+            max_frames=max_frames,
             num_threads=threads,
             should_stop=lambda: bool(stop),
         )

@@ -1,6 +1,6 @@
 """Playing a policy without learning: scores over whole games, and a video of one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from classicrl.envs.atari import AtariProtocol, AtariSingle, make_atari
+from classicrl.envs.atari import AtariProtocol, AtariSingle, AtariVector, make_atari
+from classicrl.envs.gym_vector import GymProtocol, GymVector
+from classicrl.errors import UserError
 
-Policy = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
-"""Greedy actions: uint8 ``[N, *obs_shape]`` -> int64 ``[N]``."""
+Policy = Callable[[NDArray[Any]], NDArray[np.int64]]
+"""Greedy actions: ``[N, *obs_shape]`` -> int64 ``[N]``."""
 
 _EVALUATION_SEED = 1_000_000  # far from the seeds that people train with
 _VIDEO_SECONDS_PER_STEP = 4 / 60  # one step is 4 frames of a 60 Hz console
@@ -56,6 +58,14 @@ class Evaluation(NamedTuple):
         )
 
 
+def pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """The games of several evaluations under the same rules as one."""
+    return evaluations[0]._replace(
+        returns=[r for one in evaluations for r in one.returns],
+        num_steps=[n for one in evaluations for n in one.num_steps],
+    )
+
+
 def evaluation_epsilon(protocol: AtariProtocol) -> float:
     """Share of random actions in evaluation: 0.01 where the console is deterministic, else 0.
 
@@ -70,6 +80,18 @@ def epsilon_greedy(
     """Replaces each of ``[N]`` actions, with probability epsilon, by a uniformly random one."""
     explore = rng.random(len(greedy)) < epsilon
     return np.where(explore, rng.integers(num_actions, size=len(greedy)), greedy)
+
+
+def acting_distribution(
+    greedy: NDArray[np.int64], epsilon: float, num_actions: int
+) -> NDArray[np.float32]:
+    """What :func:`epsilon_greedy` draws from: epsilon / A each, the rest on the greedy action.
+
+    int64 ``[N]`` -> float32 ``[N, A]``.
+    """
+    acting = np.full((len(greedy), num_actions), epsilon / num_actions, dtype=np.float32)
+    acting[np.arange(len(greedy)), greedy] += 1.0 - epsilon
+    return acting
 
 
 class AtariEvaluator:
@@ -119,31 +141,8 @@ class AtariEvaluator:
             seed=self.seed,
             num_threads=self.num_threads,
         )
-        rng = np.random.default_rng([self.seed, 1])
-        returns = np.zeros(episodes)
-        num_steps = np.zeros(episodes, dtype=np.int64)
-        playing = np.ones(episodes, dtype=np.bool_)
-        obs = env.reset()
-        try:
-            while playing.any():
-                if self.should_stop():
-                    return None
-                action = np.zeros(episodes, dtype=np.int64)
-                greedy = self.policy(obs[playing])
-                action[playing] = epsilon_greedy(greedy, self.epsilon, env.num_actions, rng)
-                step = env.step(action)
-                returns[playing] += step.reward[playing]
-                num_steps[playing] += 1
-                playing &= ~step.ended
-                obs = step.obs
-        finally:
-            env.close()
-        return Evaluation(
-            returns.tolist(),
-            num_steps.tolist(),
-            self.epsilon,
-            self.protocol.max_frames_per_episode,
-        )
+        cap = self.protocol.max_frames_per_episode
+        return _play_first_games(env, self.policy, self.epsilon, self.seed, cap, self.should_stop)
 
     def record_gif(self, path: Path, max_steps: int = 900) -> bool:
         """Plays one game and writes its screens as a GIF, one picture per two steps.
@@ -170,17 +169,130 @@ class AtariEvaluator:
             if count % 2 == 0:
                 screens.append(env.render())
         env.close()
-        # One palette for all: consoles show few colours, and shared ones pack far better.
-        first = Image.fromarray(np.concatenate(screens[:: max(1, len(screens) // 8)])).quantize(128)
-        pictures = [
-            Image.fromarray(s).quantize(palette=first, dither=Image.Dither.NONE) for s in screens
-        ]
-        pictures[0].save(
-            path,
-            save_all=True,
-            append_images=pictures[1:],
-            duration=round(2 * _VIDEO_SECONDS_PER_STEP * 1000),
-            loop=0,
-            optimize=False,
-        )
+        _write_gif(path, screens, milliseconds=2 * _VIDEO_SECONDS_PER_STEP * 1000)
         return True
+
+
+class GymEvaluator:
+    """As :class:`AtariEvaluator`, for gymnasium environments. A frame is a step there.
+
+    Args:
+        policy: greedy actions.
+        env_id, protocol: the environment and its rules.
+        seed: the same seed plays the same episodes.
+        epsilon: share of random actions; None for what the protocol says.
+        should_stop: asked at every step; what is under way is then given up.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        env_id: str,
+        protocol: GymProtocol,
+        *,
+        seed: int = 0,
+        epsilon: float | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.policy = policy
+        self.env_id = env_id
+        self.protocol = protocol
+        self.seed = seed + _EVALUATION_SEED
+        self.epsilon = protocol.evaluation_epsilon if epsilon is None else epsilon
+        self.should_stop = should_stop
+
+    def play(self, episodes: int) -> Evaluation | None:
+        """As :meth:`AtariEvaluator.play`."""
+        env = self._make(episodes)
+        cap = env.max_episode_steps
+        return _play_first_games(env, self.policy, self.epsilon, self.seed, cap, self.should_stop)
+
+    def record_gif(self, path: Path, max_steps: int = 600) -> bool:
+        """Plays one game on a board and writes it as a GIF, one picture per step.
+
+        Raises:
+            UserError: if the environment shows no board.
+        """
+        env = self._make(1)
+        if len(env.obs_shape) != 3:
+            raise UserError(f"{self.env_id} shows numbers, not a board: there is no video of it")
+        rng = np.random.default_rng([self.seed, 2])
+        obs = env.reset()
+        pictures = [_board_picture(obs[0])]
+        for _ in range(max_steps):
+            if self.should_stop():
+                return False
+            action = epsilon_greedy(self.policy(obs), self.epsilon, env.num_actions, rng)
+            step = env.step(action)
+            if step.ended[0]:
+                break
+            obs = step.obs
+            pictures.append(_board_picture(obs[0]))
+        env.close()
+        _write_gif(path, pictures, milliseconds=100)
+        return True
+
+    def _make(self, num_envs: int) -> GymVector:
+        return GymVector(
+            self.env_id,
+            num_envs,
+            seeds=self.seed,
+            max_episode_steps=self.protocol.max_episode_steps,
+        )
+
+
+def _play_first_games(
+    env: AtariSingle | AtariVector | GymVector,
+    policy: Policy,
+    epsilon: float,
+    seed: int,
+    max_frames_per_episode: int,
+    should_stop: Callable[[], bool],
+) -> Evaluation | None:
+    """The first game of every environment, so short games do not crowd out long ones."""
+    num_games = env.num_envs
+    rng = np.random.default_rng([seed, 1])
+    returns = np.zeros(num_games)
+    num_steps = np.zeros(num_games, dtype=np.int64)
+    playing = np.ones(num_games, dtype=np.bool_)
+    obs: NDArray[Any] = env.reset()
+    try:
+        while playing.any():
+            if should_stop():
+                return None
+            action = np.zeros(num_games, dtype=np.int64)
+            action[playing] = epsilon_greedy(policy(obs[playing]), epsilon, env.num_actions, rng)
+            step = env.step(action)
+            returns[playing] += step.reward[playing]
+            num_steps[playing] += 1
+            playing &= ~step.ended
+            obs = step.obs
+    finally:
+        env.close()
+    return Evaluation(returns.tolist(), num_steps.tolist(), epsilon, max_frames_per_episode)
+
+
+def _write_gif(path: Path, screens: list[NDArray[np.uint8]], milliseconds: float) -> None:
+    # One palette for all: consoles show few colours, and shared ones pack far better.
+    first = Image.fromarray(np.concatenate(screens[:: max(1, len(screens) // 8)])).quantize(128)
+    pictures = [
+        Image.fromarray(s).quantize(palette=first, dither=Image.Dither.NONE) for s in screens
+    ]
+    pictures[0].save(
+        path,
+        save_all=True,
+        append_images=pictures[1:],
+        duration=round(milliseconds),
+        loop=0,
+        optimize=False,
+    )
+
+
+def _board_picture(board: NDArray[np.uint8], pixels: int = 16) -> NDArray[np.uint8]:
+    """A colour for every kind of thing on a board ``[10, 10, C]``; the last kind lies on top."""
+    hues = np.arange(board.shape[-1]) / board.shape[-1]
+    kinds = 0.55 + 0.45 * np.cos(2 * np.pi * (hues[:, None] - np.array([0.0, 1 / 3, 2 / 3])))
+    colours = np.concatenate([[[0.05, 0.05, 0.08]], kinds])
+    top = np.max(board * (1 + np.arange(board.shape[-1])), axis=-1)  # 0 where there is nothing
+    picture: NDArray[np.uint8] = (255 * colours[top]).clip(0, 255).astype(np.uint8)
+    return picture.repeat(pixels, axis=0).repeat(pixels, axis=1)

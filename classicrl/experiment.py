@@ -37,7 +37,7 @@ _OWN_FILES = (
     "model.safetensors",
 )
 _OWN_DIRECTORIES = ("checkpoints", "tensorboard")
-_VERSIONED = ("classicrl", "torch", "numpy", "gymnasium", "ale-py")
+_VERSIONED = ("classicrl", "torch", "numpy", "gymnasium", "ale-py", "minatar")
 
 
 class Run:
@@ -143,18 +143,24 @@ class Run:
         path = self.directory / "summary.json"
         return read_json(path) if path.exists() else None
 
-    def closing_lines(self, summary: dict[str, Any]) -> str:
-        """What a finished run says last: its score, and where everything is."""
+    def closing_lines(self, summary: dict[str, Any], directory: Path | None = None) -> str:
+        """What a finished run says last: its score, and where everything is.
+
+        Args:
+            summary: of the run.
+            directory: that holds everything, where it is not the run's own.
+        """
         scores = summary["eval"]
+        directory = directory or self.directory
+        files = ", ".join(name for name in _OWN_FILES if (directory / name).exists())
         return (
             f"{summary['agent']} on {summary['env_id']} ({summary['protocol']}), "
             f"{summary['total_steps']:,} steps in {summary['wall_seconds'] / 60:.0f} min: "
             f"return {scores['mean_return']:.2f} +- {scores['std_return']:.2f} over "
             f"{scores['episodes']} games (epsilon {scores['epsilon']:g}, at most "
             f"{scores['max_frames_per_episode']:,} frames a game)\n"
-            f"everything is in {self.directory}: metrics.csv, evaluations.csv, video.gif, "
-            "model.safetensors, summary.json\n"
-            f"curves: tensorboard --logdir {self.directory}"
+            f"everything is in {directory}{': ' + files if files else ''}\n"
+            f"curves: tensorboard --logdir {directory}"
         )
 
     def finish(self, summary: dict[str, Any]) -> None:

@@ -158,32 +158,37 @@ class MetricsLog:
 
 
 class MeanMetrics:
-    """Means of scalar tensors since they were last read; nothing is moved off the device before."""
+    """Means of tensors since they were last read; nothing is moved off the device before."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """More values, ``[U]`` of each name."""
+        """More values of each name, ``[U]``, or ``[U, K]`` of members side by side."""
         for name, values in metrics.items():
-            total = values.double().sum()
+            total = values.double().sum(dim=0)
             self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._count += len(values)
 
-    def peek(self) -> dict[str, float]:
-        """Means so far."""
-        return {name: float(total) / self._count for name, total in self._sums.items()}
+    def peek(self, member: int | None = None) -> dict[str, float]:
+        """Means so far, of one member where there are several."""
+        index = () if member is None else member
+        return {name: float(total[index]) / self._count for name, total in self._sums.items()}
+
+    def reset(self) -> None:
+        """Begins anew."""
+        self._sums, self._count = {}, 0
 
     def pop(self) -> dict[str, float]:
-        """Means so far, which start again."""
+        """Means so far, which begin anew."""
         means = self.peek()
-        self._sums, self._count = {}, 0
+        self.reset()
         return means
 
     def state_dict(self) -> dict[str, Any]:
         """Sums and count."""
-        sums = {name: float(total) for name, total in self._sums.items()}
+        sums = {name: total.tolist() for name, total in self._sums.items()}
         return {"sums": sums, "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

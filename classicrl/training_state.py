@@ -6,7 +6,7 @@ generators); this module saves them together and brings them back together.
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ import numpy as np
 from torch import nn
 
 from classicrl.checkpoint import CheckpointNotWritten, CheckpointStore, save_model
-from classicrl.replay import ReplayArchive, ReplayBuffer
+from classicrl.networks import member_state
+from classicrl.replay import MemberReplays, ReplayArchive, ReplayBuffer
 from classicrl.types import Stateful
+
+_MODEL_FILE = "model.safetensors"
 
 
 @dataclasses.dataclass
@@ -51,9 +54,10 @@ class TrainingState:
             ``model.safetensors``.
         count: the counters, saved with the rest.
         parts: what else is saved, by name.
-        replay: the replay buffer, if there is one.
+        replay: the replay buffer, or those of members side by side, if there is one.
         save_replay: whether checkpoints hold its contents. Without, a resume finds it empty.
         model: whose weights are shared, and ``card``, what is written beside them.
+        member_directories: for a model of members side by side, where each one's weights go.
         say: shows one line to the user.
     """
 
@@ -63,21 +67,28 @@ class TrainingState:
         count: Counters,
         parts: Mapping[str, Stateful | np.random.Generator],
         *,
-        replay: ReplayBuffer | None = None,
+        replay: ReplayBuffer | MemberReplays | None = None,
         save_replay: bool = True,
         model: nn.Module,
         card: Mapping[str, str],
+        member_directories: Sequence[Path] = (),
         info: Mapping[str, Any],
         say: Callable[[str], None],
     ) -> None:
         self.count = count
         self._parts = {**parts, "count": count}
-        self._replay = replay
+        archives = directory / "checkpoints" / "replay"
+        self._replays: list[tuple[ReplayBuffer, ReplayArchive]] = []
+        if isinstance(replay, ReplayBuffer):
+            self._replays = [(replay, ReplayArchive(archives))]
+        elif replay is not None:
+            for k, buffer in enumerate(replay.buffers):
+                self._replays.append((buffer, ReplayArchive(archives / str(k))))
         self._save_replay = save_replay
-        self._archive = ReplayArchive(directory / "checkpoints" / "replay")
         self._store = CheckpointStore(directory / "checkpoints", warn=say)
         self._model = model
-        self._model_path = directory / "model.safetensors"
+        self._model_path = directory / _MODEL_FILE
+        self._member_directories = member_directories
         self._card = card
         self._info = info
         self._say = say
@@ -98,27 +109,34 @@ class TrainingState:
                 part.bit_generator.state = state[name]
             else:
                 part.load_state_dict(state[name])
-        if self._replay is not None and "replay" in state:
-            self._replay.load_state_dict(state["replay"])
-            self._archive.load_state_dict(state["archive"])
-            self._archive.load(self._replay)
+        if "replays" in state:
+            for (buffer, archive), saved in zip(self._replays, state["replays"], strict=True):
+                buffer.load_state_dict(saved["buffer"])
+                archive.load_state_dict(saved["archive"])
+                archive.load(buffer)
         self._started = time.monotonic()
         self._say(f"continuing from step {self.count.step:,}")
         return True
 
     def save(self) -> None:
         """Writes a checkpoint and the weights. If the disk refuses, says so and goes on."""
-        state = {name: _state_of(part) for name, part in self._parts.items()}
+        state: dict[str, Any] = {name: _state_of(part) for name, part in self._parts.items()}
         state["count"]["seconds"] = self.seconds
         files: list[Path] = []
         try:
-            if self._replay is not None and self._save_replay:
-                files = self._archive.save(self._replay)
-                state["replay"] = self._replay.state_dict()
-                state["archive"] = self._archive.state_dict()
+            if self._save_replay:
+                for buffer, archive in self._replays:
+                    files += archive.save(buffer)
+                state["replays"] = [
+                    {"buffer": buffer.state_dict(), "archive": archive.state_dict()}
+                    for buffer, archive in self._replays
+                ]
             self._store.save(self.count.step, state, files=files, info=self._info)
             card = {**self._card, "step": str(self.count.step)}
-            save_model(self._model_path, self._model.state_dict(), card)
+            if not self._member_directories:
+                save_model(self._model_path, self._model.state_dict(), card)
+            for k, directory in enumerate(self._member_directories):
+                save_model(directory / _MODEL_FILE, member_state(self._model, k), card)
         except (CheckpointNotWritten, OSError) as error:
             self._say(f"warning: {error}; the last checkpoint stands and the run goes on")
 
@@ -130,9 +148,9 @@ class TrainingState:
     @property
     def replay_compression(self) -> float:
         """Bytes of the saved observations over their bytes on disk; NaN before the first save."""
-        if self._replay is None or not self._archive.nbytes:
-            return float("nan")
-        return self._archive.num_rows * self._replay.obs_nbytes / self._archive.nbytes
+        on_disk = sum(archive.nbytes for _, archive in self._replays)
+        in_memory = sum(a.num_rows * buffer.obs_nbytes for buffer, a in self._replays)
+        return in_memory / on_disk if on_disk else float("nan")
 
 
 def _state_of(part: Stateful | np.random.Generator) -> dict[str, Any]:

@@ -27,10 +27,11 @@ def load_script(name: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look their module up there
         spec.loader.exec_module(module)
-        module.PROTOCOLS = {  # type: ignore[attr-defined]
-            key: dataclasses.replace(rules, max_frames_per_episode=MAX_FRAMES_PER_EPISODE)
-            for key, rules in module.PROTOCOLS.items()
-        }
+        if hasattr(module, "PROTOCOLS"):  # of Atari
+            module.PROTOCOLS = {
+                key: dataclasses.replace(rules, max_frames_per_episode=MAX_FRAMES_PER_EPISODE)
+                for key, rules in module.PROTOCOLS.items()
+            }
     return sys.modules[name]
 
 

@@ -92,8 +92,9 @@ def archived(directory: Path, state: dict[str, Any]) -> list[Any]:
     """Every field of all rows in the replay of a checkpoint of one environment."""
     replay = ReplayBuffer(SETTINGS["replay_capacity"], (84, 84), 1, stack=4)
     archive = ReplayArchive(directory / "checkpoints" / "replay")
-    replay.load_state_dict(state["replay"])
-    archive.load_state_dict(state["archive"])
+    [saved] = state["replays"]
+    replay.load_state_dict(saved["buffer"])
+    archive.load_state_dict(saved["archive"])
     archive.load(replay)
     return list(replay.rows(replay.oldest_id, replay.next_id))
 
@@ -107,7 +108,7 @@ def assert_same_end(one: Path, other: Path) -> None:
     for directory, state in zip((one, other), states, strict=True):
         del state["count"]["seconds"]
         # How the rows are cut into files depends on when they were saved; the rows do not.
-        state["archive"] = archived(directory, state)
+        state["replays"][0]["archive"] = archived(directory, state)
     for name in states[0]:
         assert same(states[0][name], states[1][name]), name
 
@@ -401,7 +402,7 @@ def test_nothing_spans_the_break_of_a_resumed_vector_run(
         return seen[0]
 
     monkeypatch.setattr(script, "ReplayBuffer", keeping)
-    broken_at = newest_checkpoint(tmp_path).state["replay"]["next_id"]
+    broken_at = newest_checkpoint(tmp_path).state["replays"][0]["buffer"]["next_id"]
     run(tmp_path, **settings)
     [replay] = seen
     rows = replay.rows(broken_at - 3, replay.next_id)

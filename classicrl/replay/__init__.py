@@ -2,6 +2,14 @@
 
 from classicrl.replay.buffer import ReplayBuffer, Rows, replay_nbytes
 from classicrl.replay.chunks import ReplayArchive
+from classicrl.replay.members import MemberReplays
 from classicrl.replay.samplers import UniformSampler
 
-__all__ = ["ReplayArchive", "ReplayBuffer", "Rows", "UniformSampler", "replay_nbytes"]
+__all__ = [
+    "MemberReplays",
+    "ReplayArchive",
+    "ReplayBuffer",
+    "Rows",
+    "UniformSampler",
+    "replay_nbytes",
+]

@@ -240,6 +240,10 @@ def _caption(
 
 def protocol_in_words(name: str) -> str:
     """The rules of a protocol in a line; its name alone if this version does not know it."""
+    if name == "minatar":
+        return "sticky actions 0.1, difficulty ramps, minimal actions, cut after 10,000 steps"
+    if name == "plain":
+        return "as gymnasium makes it"
     if name not in PROTOCOLS:
         return "unknown to this version"
     rules = PROTOCOLS[name]

@@ -166,7 +166,8 @@ def command_of(agent: str, record: dict[str, Any]) -> str:
     config = record.get("config")
     if not config:
         raise UserError(f"the command that trains {agent} is not known: give it by --command")
-    words = ["python", f"agents/{agent}.py"]
+    # An agent is called after its script, and after the member of a family where that has several.
+    words = ["python", f"agents/{agent.partition('-')[0]}.py"]
     for name, value in config.items():
         flag = name.replace("_", "-")
         if value is None or name in ("run_dir", "overwrite", "device", "threads"):

@@ -29,6 +29,7 @@ _NOT_OF_THE_METHOD = {
     "env_id",
     "protocol",
     "seed",
+    "num_seeds",
     "total_steps",
     "run_dir",
     "overwrite",
@@ -92,8 +93,9 @@ def read_run(directory: Path) -> RunRecord:
     config = record.get("config", summary.get("config", {}))
     if not isinstance(config, dict):
         raise UserError(f"{directory} has no readable configuration in its config.json")
-    known = {**config, **summary}
-    agent = known.get("agent") or _agent_of_model(directory / "model.safetensors")
+    # A run that is not finished says some things in its model file only.
+    known = {**_card_of_model(directory / "model.safetensors"), **config, **summary}
+    agent = known.get("agent")
     if not isinstance(agent, str) or not isinstance(known.get("env_id"), str):
         raise UserError(
             f"{directory} is not a run directory: its config.json and summary.json name no agent "
@@ -122,14 +124,14 @@ def _json_if_there(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _agent_of_model(path: Path) -> str | None:
-    """The agent's name, which a run that is not finished says in its model file only."""
+def _card_of_model(path: Path) -> dict[str, str]:
+    """Agent and protocol as the model file states them; nothing where there is none."""
     try:
         with safe_open(path, framework="np") as file:
-            name: str | None = (file.metadata() or {}).get("agent")
-            return name
+            card = file.metadata() or {}
     except (OSError, SafetensorError):
-        return None
+        return {}
+    return {name: card[name] for name in ("agent", "protocol") if name in card}
 
 
 def read_curves(path: Path) -> dict[str, Array]:

@@ -18,10 +18,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from classicrl.agent_file import load_agent
+from classicrl.agent_file import evaluator_of, load_agent
 from classicrl.checkpoint import write_atomic
 from classicrl.errors import UserError
-from classicrl.evaluation import AtariEvaluator
 from classicrl.experiment import read_json
 
 DEFAULT_INDEX = Path("runs/reference/index.json")
@@ -260,17 +259,11 @@ def _replay(
     named = (card.agent, card.env_id, card.protocol.name)
     if named != (entry.agent, entry.env_id, entry.protocol):
         return Verdict(entry.name, False, f"its weights are of another agent: {card}")
-    protocol = card.protocol
-    if scores.max_frames_per_episode is not None:
-        protocol = dataclasses.replace(
-            protocol, max_frames_per_episode=scores.max_frames_per_episode
-        )
-    evaluator = AtariEvaluator(
-        agent.policy,
-        entry.env_id,
-        protocol,
+    evaluator = evaluator_of(
+        agent,
         seed=seed,
         epsilon=scores.epsilon,
+        max_frames=scores.max_frames_per_episode,
         num_threads=num_threads,
         should_stop=should_stop,
     )

@@ -1,0 +1,425 @@
+"""VA-learning and its kin on Atari games.
+
+    Q(x,a) = V(x) + F(x,a) - sum_b mu(b|x) F(x,b),   mu: the policy that acted, learned beside
+
+Tang et al. 2023, "VA-learning as a more efficient alternative to Q-learning", arXiv 2305.18161: V
+and A are each learned from the bootstrapped target. That and the name are the paper's; no code of
+it is public, and the form of the loss, the head for mu and all settings are our reconstruction.
+docs/va_learning.md says which is which. The loop is that of dueling_dqn_atari.py, and what differs
+between the two files is the lesson. --member picks the head, its centring and the loss:
+
+    va                 centred by mu, V and A each learned from the target
+    dueling-behaviour  centred by mu, V + A learned from the target
+    rdq                not centred, V + F learned, both kept small (arXiv 2507.09523)
+    dqn                one stream, as wide as two together
+
+The presets fix everything else; any flag given wins over its preset:
+
+    cpu   the small torso of 2013 and 1M steps
+    fast  as cpu, with double Q and 3-step returns: learns in fewer steps
+    gpu   the Nature torso, double Q, 10M steps
+
+The same command again continues the run. docs/va_learning.md explains every figure logged.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from classicrl.command_line import (
+    exit_with,
+    has_nvidia_driver,
+    may_change,
+    not_recorded,
+    parse,
+    require_positive,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A step is one agent decision in one environment: 4 frames."""
+
+    member: Literal["va", "dueling-behaviour", "rdq", "dqn"] = "va"
+    """Of the family; uniform dueling has its own script."""
+    preset: Literal["cpu", "fast", "gpu"] = "cpu"
+    """Where the defaults come from."""
+    env_id: str = "ALE/Pong-v5"
+    """Any game of ale-py."""
+    protocol: Literal["classic", "sticky"] = "classic"
+    """classic: no sticky actions, a lost life ends the bootstrapped episode. sticky: actions are
+    repeated with probability 0.25 per frame, only the end of the game counts."""
+    total_steps: int = may_change(1_000_000)
+    """Steps to train for."""
+    seed: int = 0
+    """Of everything random."""
+    num_envs: int = 8
+    """Games played side by side; 1 makes resuming exact to the bit."""
+    device: Literal["auto", "cpu", "cuda"] = may_change("auto")
+    """auto: the GPU if there is one."""
+    threads: int = may_change(0)
+    """CPU threads; 0: all that this process may use."""
+    run_dir: Path | None = not_recorded(None)
+    """Default: runs/va_atari-<member>/<environment>-<protocol>/seed<seed>."""
+    overwrite: bool = not_recorded(False)
+    """Delete what an earlier run left in the run directory."""
+
+    torso: Literal["nature", "small"] = "small"
+    """nature: the convolutions of 2015. small: those of 2013, a third of the arithmetic."""
+    double: bool = False
+    """Choose bootstrap actions with the online network."""
+    n_steps: int = 1
+    """Steps summed into a return."""
+    gamma: float = 0.99
+    """Discount per step."""
+    soft_labels: bool = False
+    """Teach mu the distribution that each action was drawn from, not the action."""
+    behaviour_smoothing: float = 0.0
+    """Share of the uniform policy mixed into mu before it centres."""
+    learning_rate: float = 1e-4
+    """Of Adam."""
+    adam_eps: float = 1e-8
+    """Of Adam."""
+    max_grad_norm: float = 10.0
+    """Bound on the norm of the gradient."""
+    batch_size: int = 32
+    """Transitions per update."""
+    replay_capacity: int = 200_000
+    """Frames kept; 7 kB each."""
+    update_period_steps: int = 4
+    """One update every so many steps."""
+    target_period_steps: int = 1_000
+    """The target network is copied every so many steps."""
+    first_update_steps: int | None = None
+    """Steps before the first update. Default: 5% of the run, at most 80,000."""
+    epsilon_end: float = 0.01
+    """Share of random actions, from 1 down to this."""
+    epsilon_decay_steps: int | None = None
+    """Steps over which it falls. Default: 10% of the run."""
+
+    log_period_steps: int = may_change(2_000)
+    """Steps between rows of metrics.csv."""
+    evaluation_period_steps: int = may_change(100_000)
+    """Steps between evaluations."""
+    evaluation_episodes: int = may_change(10)
+    """Games in each."""
+    final_evaluation_episodes: int = may_change(30)
+    """Games in the last one."""
+    checkpoint_period_steps: int = may_change(50_000)
+    """Steps between checkpoints."""
+    checkpoint_replay: Literal["full", "none"] = may_change("full")
+    """none: leave the replay out; a resume then refills it before it updates."""
+
+
+PRESETS = {
+    "cpu": Config(),
+    "fast": Config(preset="fast", double=True, n_steps=3),
+    "gpu": Config(
+        preset="gpu",
+        torso="nature",
+        double=True,
+        total_steps=10_000_000,
+        num_envs=128,
+        replay_capacity=1_000_000,
+        checkpoint_period_steps=500_000,
+        log_period_steps=10_000,
+        evaluation_period_steps=500_000,
+    ),
+}
+
+
+def resolve(config: Config) -> Config:
+    """Fills in what depends on other fields."""
+    return dataclasses.replace(
+        config,
+        first_update_steps=config.first_update_steps
+        or max(1, min(80_000, config.total_steps // 20)),
+        epsilon_decay_steps=config.epsilon_decay_steps or max(1, config.total_steps // 10),
+    )
+
+
+if __name__ == "__main__":  # before torch is imported, so that --help answers at once
+    command_line = parse(PRESETS, "gpu" if has_nvidia_driver() else "cpu", __doc__ or "")
+
+import contextlib
+import math
+from collections import deque
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from classicrl.algorithms.dqn import FAMILY, DQNLearner
+from classicrl.console import TrainingProgress
+from classicrl.envs.atari import PROTOCOLS, AtariVector, make_atari
+from classicrl.errors import RunFailure
+from classicrl.evaluation import AtariEvaluator, acting_distribution, epsilon_greedy
+from classicrl.experiment import Run, StopRequest, versions
+from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
+from classicrl.machine import choose_device, describe, require_memory, set_threads
+from classicrl.networks import atari_q_network
+from classicrl.replay import ReplayBuffer, replay_nbytes
+from classicrl.schedules import crossings, linear
+from classicrl.training_state import Counters, TrainingState
+
+AGENT = "va_atari"
+PROGRESS_PERIOD_STEPS = 200
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Trains, or continues, or reports a finished run; returns its summary."""
+    require_positive(
+        config,
+        may_be_zero={"seed", "threads", "epsilon_end", "behaviour_smoothing"},
+        at_most_one={"gamma", "epsilon_end", "behaviour_smoothing"},
+    )
+    game = config.env_id.replace("/", "-")
+    agent = f"{AGENT}-{config.member}"
+    directory = config.run_dir or Path(f"runs/{agent}/{game}-{config.protocol}/seed{config.seed}")
+    with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
+        config = run.configure(config, resolve)
+        summary = run.summary
+        if summary is None or summary["total_steps"] < config.total_steps:
+            summary = train(config, run, stop)
+        print(run.closing_lines(summary))
+        return summary
+
+
+def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
+    """The whole of the training, from nothing or from the last checkpoint; returns the summary."""
+    device = choose_device(config.device)
+    threads = set_threads(config.threads)
+    protocol = PROTOCOLS[config.protocol]
+    software = versions()
+
+    # -- The parts -----------------------------------------------------------------------------
+    envs = make_atari(
+        config.env_id, config.num_envs, protocol=protocol, seed=config.seed, num_threads=threads
+    )
+    stack, frame_shape = envs.obs_shape[0], envs.obs_shape[1:]
+    require_memory(
+        replay_nbytes(config.replay_capacity, frame_shape),
+        device,
+        what=f"a replay of {config.replay_capacity:,} frames",
+        flag="--replay-capacity",
+    )
+    recipe = FAMILY[config.member]
+    head = "q-wide" if config.member == "dqn" else recipe.head
+    network = atari_q_network(
+        config.torso,
+        head,
+        envs.num_actions,
+        seed=config.seed,
+        behaviour_smoothing=config.behaviour_smoothing,
+    )
+    learner = DQNLearner(
+        network.to(device, memory_format=torch.channels_last),
+        learning_rate=config.learning_rate,
+        adam_eps=config.adam_eps,
+        double=config.double,
+        loss=recipe.loss,
+        stream_penalty=recipe.stream_penalty,
+        max_grad_norm=config.max_grad_norm,
+    )
+    replay = ReplayBuffer(
+        config.replay_capacity,
+        frame_shape,
+        config.num_envs,
+        stack=stack,
+        n_steps=config.n_steps,
+        gamma=config.gamma,
+        # With soft labels the distribution over actions is stored behind the action.
+        action_shape=(1 + envs.num_actions,) if config.soft_labels else (),
+        action_dtype=np.float32 if config.soft_labels else np.int32,
+        device=device,
+        seed=config.seed,
+    )
+    explore_rng = np.random.default_rng([config.seed, 1])
+    episodes = EpisodeStatistics(config.num_envs)
+    means = MeanMetrics()
+    grad_norms: deque[torch.Tensor] = deque(maxlen=500)  # for the histogram only
+
+    def policy(obs: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return learner.act(torch.from_numpy(obs).to(device)).cpu().numpy()
+
+    evaluator = AtariEvaluator(
+        policy,
+        config.env_id,
+        protocol,
+        seed=config.seed,
+        num_threads=threads,
+        should_stop=lambda: bool(stop),
+    )
+
+    # -- Where it stands: at nothing, or at the last checkpoint --------------------------------
+    progress = TrainingProgress(config.total_steps)
+    count = Counters()
+    state = TrainingState(
+        run.directory,
+        count,
+        parts={
+            "learner": learner,
+            "envs": envs,
+            "episodes": episodes,
+            "means": means,
+            "explore_rng": explore_rng,
+        },
+        replay=replay,
+        save_replay=config.checkpoint_replay == "full",
+        model=learner.online,
+        card={
+            "agent": f"{AGENT}-{config.member}",
+            "env_id": config.env_id,
+            "protocol": config.protocol,
+            "torso": config.torso,
+            "head": head,
+        },
+        info={"versions": software},
+        say=progress.say,
+    )
+    refill_left = 0
+    if state.resume():
+        obs = envs.observation()
+        if isinstance(envs, AtariVector):
+            # The C++ emulators cannot be saved: new games begin, and nothing spans the break.
+            replay.break_streams()
+            episodes.begin_new_episodes()
+        if len(replay) == 0:
+            refill_left = min(config.first_update_steps, count.step)
+            progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
+    else:
+        obs = envs.reset()
+    progress.begin_at(count.step)
+    log = MetricsLog(
+        run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+    )
+
+    def check_finite() -> None:
+        if not all(math.isfinite(mean) for mean in means.peek().values()):
+            raise RunFailure(
+                f"the loss became NaN or infinite by step {count.step:,}; the last good checkpoint "
+                f"stands in {run.directory}: start anew with a lower --learning-rate"
+            )
+
+    # -- The loop ------------------------------------------------------------------------------
+    with progress, log, contextlib.closing(envs):
+        shown = {"return": math.nan, "loss": math.nan, "epsilon": 1.0}
+        while count.step < config.total_steps and not stop:
+            if crossings(count.evaluated_at_step, count.step, config.evaluation_period_steps):
+                scores = evaluator.play(config.evaluation_episodes)
+                if scores is None:  # stopped; the resumed run begins with this evaluation
+                    break
+                count.evaluated_at_step = count.step
+                log.write_evaluation(count.step, scores.figures())
+                progress.say(f"step {count.step:,}: evaluation {scores}")
+
+            before, after = count.step, count.step + config.num_envs
+            epsilon = linear(
+                before, start=1.0, end=config.epsilon_end, duration_steps=config.epsilon_decay_steps
+            )
+            greedy = policy(obs)
+            action = epsilon_greedy(greedy, epsilon, envs.num_actions, explore_rng)
+            envs.send(action)
+            stored = action
+            if config.soft_labels:
+                acting = acting_distribution(greedy, epsilon, envs.num_actions)
+                stored = np.column_stack([action, acting])
+
+            # While the emulators run, the learner learns from what is in the replay already.
+            due = crossings(before, after, config.update_period_steps)
+            if due and before >= config.first_update_steps and not refill_left:
+                batch, acting = replay.sample(due * config.batch_size), None
+                if config.soft_labels:
+                    batch, acting = (
+                        batch._replace(action=batch.action[:, 0].long()),
+                        batch.action[:, 1:],
+                    )
+                metrics = learner.update(batch, num_updates=due, acting=acting)
+                means.add(metrics)
+                grad_norms.append(metrics["grad_norm"])
+                count.updates += due
+
+            result = envs.recv()
+            replay.add(
+                obs[:, -1],  # the newest frame of each stack: the replay makes stacks again
+                stored,
+                np.sign(result.reward),
+                result.terminated,
+                result.ended,
+                result.final_obs[:, -1],
+            )
+            obs = result.obs
+            episodes.add(result.reward, result.ended)
+            if refill_left:  # these steps make up for others that the run has counted already
+                refill_left = max(0, refill_left - config.num_envs)
+                count.refill_steps += config.num_envs
+                continue
+
+            count.step = after
+            if crossings(before, after, config.target_period_steps):
+                learner.sync_target()
+
+            if crossings(before, after, config.log_period_steps):
+                check_finite()
+                mean = means.pop()
+                row = {
+                    "charts/episodic_return": episodes.recent_mean(),
+                    "charts/episodes": episodes.num_episodes,
+                    "charts/updates": count.updates,
+                    "charts/epsilon": epsilon,
+                    "charts/steps_per_second": progress.steps_per_second,
+                    "charts/wall_seconds": state.seconds,
+                    "losses/td": mean.get("loss", math.nan),
+                }
+                for name in learner.metric_names[1:]:
+                    row[f"diagnostics/{name}"] = mean.get(name, math.nan)
+                log.write(after, row)
+                shown = {"return": row["charts/episodic_return"], "loss": row["losses/td"]}
+                shown["epsilon"] = epsilon
+                if grad_norms:
+                    log.histogram(after, "histograms/grad_norm", torch.cat(tuple(grad_norms)))
+                    seen = replay.sample(128, rng=np.random.default_rng(after)).obs
+                    log.histogram(after, "histograms/q", learner.action_values(seen))
+            if crossings(before, after, PROGRESS_PERIOD_STEPS):
+                progress.update(after, shown)
+            if crossings(before, after, config.checkpoint_period_steps):
+                check_finite()
+                state.save()
+
+        check_finite()
+        state.save()
+        log.flush()
+        if stop:
+            progress.say(f"stopped at step {count.step:,}; the same command continues")
+            raise SystemExit(stop.exit_code)
+
+        # -- The end: a last evaluation, a video, the summary ----------------------------------
+        scores = evaluator.play(config.final_evaluation_episodes)
+        video = run.directory / "video.gif"
+        if scores is None or not evaluator.record_gif(video):
+            raise SystemExit(stop.exit_code)
+        log.write_evaluation(count.step, scores.figures())
+        log.gif(count.step, "eval/game", video)
+        summary = {
+            "agent": f"{AGENT}-{config.member}",
+            "env_id": config.env_id,
+            "protocol": config.protocol,
+            "seed": config.seed,
+            "total_steps": config.total_steps,
+            "num_updates": count.updates,
+            "eval": scores.record(),
+            "steps_per_second": count.step / state.seconds,
+            "wall_seconds": state.seconds,
+            "refill_steps": count.refill_steps,
+            "replay_compression": state.replay_compression,
+            "num_parameters": sum(p.numel() for p in learner.parameters),
+            "device": str(device),
+            "machine": describe(device),
+            "versions": software,
+        }
+        run.finish(summary)
+        return summary
+
+
+if __name__ == "__main__":
+    exit_with(main, command_line)

@@ -1,0 +1,407 @@
+"""VA-learning and its kin on classic control, several seeds in one process.
+
+    Q(x,a) = V(x) + F(x,a) - sum_b c(b|x) F(x,b)
+
+CartPole, Acrobot, or any gymnasium environment with a vector of numbers to look at and discrete
+actions; a run takes a minute or two on one core. --member picks who learns: dqn, dueling (c
+uniform), dueling-behaviour and va (c the policy that acted), rdq (c zero, both streams kept small).
+docs/va_learning.md has their equations; dqn has one stream as wide as two together.
+
+--num-seeds networks are trained side by side as one (networks/linear.py): each has its own
+environments, replay and random numbers, and learns what it would learn alone, up to rounding. Each
+seed gets a run directory of its own; what they share, the checkpoints, lies in one beside them.
+
+The same command again continues the run.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from classicrl.command_line import (
+    exit_with,
+    may_change,
+    not_recorded,
+    parse,
+    require_positive,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A step is one agent decision in one environment. All counts are of one seed."""
+
+    member: Literal["dqn", "dueling", "dueling-behaviour", "va", "rdq"] = "va"
+    """Of the family."""
+    env_id: str = "CartPole-v1"
+    """CartPole-v1, Acrobot-v1, or another environment with a vector observation."""
+    total_steps: int = may_change(20_000)
+    """Steps to train for."""
+    seed: int = 0
+    """The first seed."""
+    num_seeds: int = 3
+    """Seeds trained side by side: seed, seed + 1, ..."""
+    num_envs: int = 1
+    """Environments side by side, for each seed."""
+    device: Literal["auto", "cpu", "cuda"] = may_change("auto")
+    """auto: the GPU if there is one."""
+    threads: int = may_change(0)
+    """CPU threads; 0: all that this process may use."""
+    run_dir: Path | None = not_recorded(None)
+    """Holds a directory per seed. Default: runs/va_classic_control-<member>/<environment>-plain."""
+    overwrite: bool = not_recorded(False)
+    """Delete what an earlier run of these seeds left there."""
+
+    double: bool = False
+    """Choose bootstrap actions with the online network."""
+    n_steps: int = 1
+    """Steps summed into a return."""
+    gamma: float = 0.99
+    """Discount per step."""
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    adam_eps: float = 1e-8
+    """Of Adam."""
+    max_grad_norm: float = 10.0
+    """Bound on the norm of the gradient."""
+    batch_size: int = 64
+    """Transitions per update."""
+    replay_capacity: int = 20_000
+    """Observations kept, for each seed."""
+    update_period_steps: int = 2
+    """One update every so many steps."""
+    target_period_steps: int = 500
+    """The target network is copied every so many steps."""
+    first_update_steps: int = 1_000
+    """Steps before the first update."""
+    epsilon_end: float = 0.05
+    """Share of random actions, from 1 down to this."""
+    epsilon_decay_steps: int = 10_000
+    """Steps over which it falls."""
+
+    log_period_steps: int = may_change(500)
+    """Steps between rows of metrics.csv."""
+    evaluation_period_steps: int = may_change(2_000)
+    """Steps between evaluations."""
+    evaluation_episodes: int = may_change(10)
+    """Episodes in each."""
+    final_evaluation_episodes: int = may_change(100)
+    """Episodes in the last one."""
+    checkpoint_period_steps: int = may_change(10_000)
+    """Steps between checkpoints."""
+    checkpoint_replay: Literal["full", "none"] = may_change("full")
+    """none: leave the replay out; a resume then refills it before it updates."""
+
+
+if __name__ == "__main__":  # before torch is imported, so that --help answers at once
+    command_line = parse({"default": Config()}, "default", __doc__ or "")
+
+import contextlib
+import math
+from collections import deque
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from classicrl.algorithms.dqn import FAMILY, DQNLearner
+from classicrl.console import TrainingProgress
+from classicrl.envs.gym_vector import GymVector, gym_protocol
+from classicrl.errors import RunFailure
+from classicrl.evaluation import Evaluation, GymEvaluator, epsilon_greedy, pooled
+from classicrl.experiment import Run, StopRequest, versions
+from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
+from classicrl.machine import choose_device, describe, require_memory, set_threads
+from classicrl.networks import vector_q_network
+from classicrl.replay import MemberReplays, ReplayBuffer, replay_nbytes
+from classicrl.schedules import crossings, linear
+from classicrl.training_state import Counters, TrainingState
+
+AGENT = "va_classic_control"
+TORSO = "vector"
+PROGRESS_PERIOD_STEPS = 50
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Trains, or continues, or reports a finished run; returns the summary of all seeds."""
+    require_positive(
+        config,
+        may_be_zero={"seed", "threads", "epsilon_end"},
+        at_most_one={"gamma", "epsilon_end"},
+    )
+    protocol = gym_protocol(config.env_id).name
+    game = f"{config.env_id.replace('/', '-')}-{protocol}"
+    parent = config.run_dir or Path(f"runs/{AGENT}-{config.member}/{game}")
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    with contextlib.ExitStack() as stack:
+        run = Run(parent / f"seeds{seeds[0]}-{seeds[-1]}", overwrite=config.overwrite)
+        of_seeds = [Run(parent / f"seed{k}", overwrite=config.overwrite) for k in seeds]
+        for each in (run, *of_seeds):
+            stack.enter_context(each)
+        stop = stack.enter_context(StopRequest())
+        config = run.configure(config, lambda c: c)
+        for seed, of_seed in zip(seeds, of_seeds, strict=True):
+            of_seed.configure(dataclasses.replace(config, seed=seed), lambda c: c)
+        summary = run.summary
+        if summary is None or summary["total_steps"] < config.total_steps:
+            summary = train(config, run, of_seeds, stop)
+        print(run.closing_lines(summary, parent))
+        return summary
+
+
+def train(config: Config, run: Run, of_seeds: list[Run], stop: StopRequest) -> dict[str, Any]:
+    """The whole of the training, from nothing or from the last checkpoint; returns the summary."""
+    device = choose_device(config.device)
+    set_threads(config.threads)
+    protocol = gym_protocol(config.env_id)
+    software = versions()
+    K, N = config.num_seeds, config.num_envs
+    seeds = list(range(config.seed, config.seed + K))
+
+    # -- The parts; those of a seed depend on that seed alone -----------------------------------
+    envs = GymVector(
+        config.env_id,
+        K * N,
+        seeds=[seed * 1_000 + n for seed in seeds for n in range(N)],
+        max_episode_steps=protocol.max_episode_steps,
+    )
+    require_memory(
+        K * replay_nbytes(config.replay_capacity, envs.obs_shape, obs_itemsize=4),
+        device,
+        what=f"{K} replays of {config.replay_capacity:,} observations",
+        flag="--replay-capacity",
+    )
+    recipe = FAMILY[config.member]
+    head = "q-wide" if config.member == "dqn" else recipe.head
+    network = vector_q_network(head, envs.obs_shape[-1], envs.num_actions, seeds=seeds)
+    learner = DQNLearner(
+        network.to(device),
+        learning_rate=config.learning_rate,
+        adam_eps=config.adam_eps,
+        double=config.double,
+        loss=recipe.loss,
+        stream_penalty=recipe.stream_penalty,
+        max_grad_norm=config.max_grad_norm,
+    )
+    replays = MemberReplays(
+        [
+            ReplayBuffer(
+                config.replay_capacity,
+                envs.obs_shape,
+                N,
+                n_steps=config.n_steps,
+                gamma=config.gamma,
+                obs_dtype=torch.float32,
+                device=device,
+                seed=seed,
+            )
+            for seed in seeds
+        ]
+    )
+    explore_rngs = [np.random.default_rng([seed, 1]) for seed in seeds]
+    episodes = [EpisodeStatistics(N) for _ in seeds]
+    means = MeanMetrics()
+    grad_norms: deque[torch.Tensor] = deque(maxlen=500)  # for the histograms only
+
+    def policy(obs: NDArray[Any]) -> NDArray[np.int64]:
+        """``[K * N, *obs_shape] -> [K * N]``; or ``[K * E, ...]`` in evaluation."""
+        views = torch.from_numpy(obs).to(device)
+        return learner.act(views.unflatten(0, (K, -1))).flatten().cpu().numpy()
+
+    def evaluate(num_episodes: int) -> list[Evaluation] | None:
+        """Of every seed; None if it was stopped."""
+        scores = []
+        for k, seed in enumerate(seeds):
+
+            def policy_of_seed(obs: NDArray[Any], k: int = k) -> NDArray[np.int64]:
+                # All members act on the views of one: a product each, and one code path.
+                views = torch.from_numpy(obs).to(device).expand(K, *obs.shape)
+                return learner.act(views)[k].cpu().numpy()
+
+            evaluator = GymEvaluator(
+                policy_of_seed, config.env_id, protocol, seed=seed, should_stop=lambda: bool(stop)
+            )
+            played = evaluator.play(num_episodes)
+            if played is None:
+                return None
+            scores.append(played)
+        return scores
+
+    # -- Where it stands: at nothing, or at the last checkpoint --------------------------------
+    progress = TrainingProgress(K * config.total_steps)
+    count = Counters()
+    state = TrainingState(
+        run.directory,
+        count,
+        parts={
+            "learner": learner,
+            "envs": envs,
+            "means": means,
+            **{f"episodes{k}": part for k, part in enumerate(episodes)},
+            **{f"explore_rng{k}": rng for k, rng in enumerate(explore_rngs)},
+        },
+        replay=replays,
+        save_replay=config.checkpoint_replay == "full",
+        model=learner.online,
+        member_directories=[each.directory for each in of_seeds],
+        card={
+            "agent": f"{AGENT}-{config.member}",
+            "env_id": config.env_id,
+            "protocol": protocol.name,
+            "torso": TORSO,
+            "head": head,
+        },
+        info={"versions": software},
+        say=progress.say,
+    )
+    refill_left = 0
+    if state.resume():
+        obs = envs.observation()
+        if not envs.resumed_exactly:  # new episodes have begun, and nothing spans the break
+            replays.break_streams()
+            for of_seed in episodes:
+                of_seed.begin_new_episodes()
+        if len(replays) == 0:
+            refill_left = min(config.first_update_steps, count.step)
+            progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
+    else:
+        obs = envs.reset()
+    progress.begin_at(K * count.step)
+    logs = [
+        MetricsLog(
+            each.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+        )
+        for each in of_seeds
+    ]
+
+    def check_finite() -> None:
+        for k, seed in enumerate(seeds):
+            if not all(math.isfinite(mean) for mean in means.peek(k).values()):
+                raise RunFailure(
+                    f"the loss of seed {seed} became NaN or infinite by step {count.step:,}; the "
+                    f"last good checkpoint stands in {run.directory}: start anew with a lower "
+                    "--learning-rate"
+                )
+
+    # -- The loop ------------------------------------------------------------------------------
+    with progress, contextlib.ExitStack() as closing:
+        for log in logs:
+            closing.enter_context(log)
+        closing.callback(envs.close)
+        shown = {"return": math.nan, "loss": math.nan, "epsilon": 1.0}
+        while count.step < config.total_steps and not stop:
+            if crossings(count.evaluated_at_step, count.step, config.evaluation_period_steps):
+                scores = evaluate(config.evaluation_episodes)
+                if scores is None:  # stopped; the resumed run begins with this evaluation
+                    break
+                count.evaluated_at_step = count.step
+                for log, of_seed in zip(logs, scores, strict=True):
+                    log.write_evaluation(count.step, of_seed.figures())
+                progress.say(
+                    f"step {count.step:,}: evaluation {pooled(scores)}, by seed "
+                    + " ".join(f"{s.mean_return:.1f}" for s in scores)
+                )
+
+            before, after = count.step, count.step + N
+            epsilon = linear(
+                before, start=1.0, end=config.epsilon_end, duration_steps=config.epsilon_decay_steps
+            )
+            greedy = policy(obs).reshape(K, N)
+            action = np.concatenate(
+                [
+                    epsilon_greedy(greedy[k], epsilon, envs.num_actions, explore_rngs[k])
+                    for k in range(K)
+                ]
+            )
+            envs.send(action)
+            result = envs.recv()
+            replays.add(
+                obs, action, result.reward, result.terminated, result.ended, result.final_obs
+            )
+            obs = result.obs
+            for k, of_seed in enumerate(episodes):
+                own = slice(k * N, (k + 1) * N)
+                of_seed.add(result.reward[own], result.ended[own])
+            if refill_left:  # these steps make up for others that the run has counted already
+                refill_left = max(0, refill_left - N)
+                count.refill_steps += N
+                continue
+
+            count.step = after
+            due = crossings(before, after, config.update_period_steps)
+            if due and after >= config.first_update_steps:
+                metrics = learner.update(replays.sample(due * config.batch_size), num_updates=due)
+                means.add(metrics)
+                grad_norms.append(metrics["grad_norm"])
+                count.updates += due
+            if crossings(before, after, config.target_period_steps):
+                learner.sync_target()
+
+            if crossings(before, after, config.log_period_steps):
+                check_finite()
+                for k, log in enumerate(logs):
+                    mean = means.peek(k)
+                    row = {
+                        "charts/episodic_return": episodes[k].recent_mean(),
+                        "charts/episodes": episodes[k].num_episodes,
+                        "charts/updates": count.updates,
+                        "charts/epsilon": epsilon,
+                        "charts/steps_per_second": progress.steps_per_second / K,
+                        "charts/wall_seconds": state.seconds,
+                        "losses/td": mean.get("loss", math.nan),
+                    }
+                    for name in learner.metric_names[1:]:
+                        row[f"diagnostics/{name}"] = mean.get(name, math.nan)
+                    log.write(after, row)
+                    if grad_norms:
+                        norms = torch.cat([norm[:, k] for norm in grad_norms])
+                        log.histogram(after, "histograms/grad_norm", norms)
+                means.reset()
+                returns = [part.recent_mean() for part in episodes]
+                shown = {"return": float(np.mean(returns)), "loss": row["losses/td"]}
+                shown["epsilon"] = epsilon
+            if crossings(before, after, PROGRESS_PERIOD_STEPS):
+                progress.update(K * after, shown)
+            if crossings(before, after, config.checkpoint_period_steps):
+                check_finite()
+                state.save()
+
+        check_finite()
+        state.save()
+        for log in logs:
+            log.flush()
+        if stop:
+            progress.say(f"stopped at step {count.step:,}; the same command continues")
+            raise SystemExit(stop.exit_code)
+
+        # -- The end: a last evaluation, and a summary for each seed and for all ----------------
+        scores = evaluate(config.final_evaluation_episodes)
+        if scores is None:
+            raise SystemExit(stop.exit_code)
+        summary = {
+            "agent": f"{AGENT}-{config.member}",
+            "env_id": config.env_id,
+            "protocol": protocol.name,
+            "seed": config.seed,
+            "num_seeds": K,
+            "total_steps": config.total_steps,
+            "num_updates": count.updates,
+            "eval": pooled(scores).record(),
+            "steps_per_second": count.step / state.seconds,
+            "wall_seconds": state.seconds,
+            "refill_steps": count.refill_steps,
+            "replay_compression": state.replay_compression,
+            "num_parameters": sum(p.numel() for p in learner.parameters) // K,
+            "device": str(device),
+            "machine": describe(device),
+            "versions": software,
+        }
+        for seed, each, log, of_seed in zip(seeds, of_seeds, logs, scores, strict=True):
+            log.write_evaluation(count.step, of_seed.figures())
+            each.finish({**summary, "seed": seed, "eval": of_seed.record()})
+        run.finish(summary)
+        return summary
+
+
+if __name__ == "__main__":
+    exit_with(main, command_line)
