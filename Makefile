@@ -59,9 +59,9 @@ require-benchmark:
 	    { echo "There is no benchmarks/$(BENCH).py; BENCH can be: $(benchmarks)" >&2; exit 2; }
 
 # Each stamp says that one set of extras is installed as setup.cfg and constraints.txt want it.
-.venv/.stamp-run: extras := atari,plots
-.venv/.stamp-test: extras := dev,atari
-.venv/.stamp-bench: extras := atari,plots,bench
+.venv/.stamp-run: extras := atari,minatar,plots
+.venv/.stamp-test: extras := dev
+.venv/.stamp-bench: extras := atari,minatar,plots,bench
 
 # .venv/.unfinished stands from before the first file is written until pip has succeeded. A .venv
 # that has it was interrupted, may hold half a package that pip takes for a whole one, and is

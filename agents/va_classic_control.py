@@ -140,8 +140,9 @@ def main(config: Config) -> dict[str, Any]:
             stack.enter_context(each)
         stop = stack.enter_context(StopRequest())
         config = run.configure(config, lambda c: c)
+        run.require_alone_with(of_seeds)
         for seed, of_seed in zip(seeds, of_seeds, strict=True):
-            of_seed.configure(dataclasses.replace(config, seed=seed), lambda c: c)
+            of_seed.configure(dataclasses.replace(config, seed=seed, num_seeds=1), lambda c: c)
         summary = run.summary
         if summary is None or summary["total_steps"] < config.total_steps:
             summary = train(config, run, of_seeds, stop)

@@ -6,7 +6,7 @@ Run as a program it writes the tables of all results in `benchmarks/results/` in
     python benchmarks/report.py
 
 A results file belongs to one machine. It is a JSON object with one key per benchmark that was run
-there (`atari_dqn`, `replay`, `update_profile`), each written by the program of that name.
+there (`atari_dqn`, `replay`, ...), each written by the program of that name.
 """
 
 import dataclasses
@@ -202,15 +202,25 @@ class Config:
 def main(config: Config) -> None:
     """Fills every pair of markers with the tables of every machine that has that benchmark."""
     import atari_dqn
+    import linear_layers
     import replay
+    import seeds_together
     import update_profile
+    import value_family
 
     try:
         text = config.docs.read_text()
     except OSError as error:
         raise UserError(f"{config.docs} cannot be read ({error.strerror})") from error
     results = {path.stem: read_json(path) for path in sorted(config.results.glob("*.json"))}
-    for benchmark in (atari_dqn, replay, update_profile):
+    for benchmark in (
+        atari_dqn,
+        replay,
+        linear_layers,
+        update_profile,
+        value_family,
+        seeds_together,
+    ):
         name = benchmark.__name__
         blocks = [
             "\n\n".join([f"### {machine}", _origin_line(result[name]), *tables])

@@ -25,6 +25,7 @@ _CORE = {  # distribution -> module
 }
 EXTRAS = {  # extra -> its distributions
     "atari": ("ale-py",),
+    "minatar": ("minatar",),
     "mujoco": ("mujoco",),
     "plots": ("matplotlib",),
     "video": ("imageio", "imageio-ffmpeg"),

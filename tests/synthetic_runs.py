@@ -119,6 +119,44 @@ def write_peer(directory: Path, *, seed: int, total_steps: int = 5_000) -> Path:
     return directory
 
 
+def write_minatar(
+    directory: Path,
+    *,
+    member: str,
+    game: str,
+    seed: int,
+    score: float,
+    total_steps: int = 1_000_000,
+    num_seeds: int = 2,
+) -> Path:
+    """A seed of agents/va_minatar.py, which trains several in a process: it rises to its score."""
+    scores = {"mean_return": score, "std_return": 2.0, "episodes": 100, "epsilon": 0.01}
+    write_run(
+        directory,
+        seed=seed,
+        total_steps=total_steps,
+        period_steps=total_steps // 4,
+        summary={"agent": f"va_minatar-{member}", "eval": scores, "num_seeds": num_seeds},
+        preset=None,
+        env_id=f"MinAtar/{game}-v1",
+        protocol="minatar",
+        num_envs=4,
+        num_seeds=num_seeds,
+    )
+    steps = list(range(total_steps // 10, total_steps + 1, total_steps // 10))
+    write_table(
+        directory / "evaluations.csv",
+        {
+            "step": steps,
+            "mean_return": [score * step / total_steps for step in steps],
+            "std_return": [2.0] * 10,
+            "episodes": [20] * 9 + [100],
+            "epsilon": [0.01] * 10,
+        },
+    )
+    return directory
+
+
 def write_model(
     path: Path, *, num_actions: int = PONG_ACTIONS, step: int = 7_000, **card: str
 ) -> Path:

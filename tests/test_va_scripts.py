@@ -231,6 +231,17 @@ def test_another_member_or_setting_is_refused(case: Case, finished: Finished) ->
     assert "gamma is 0.5, was 0.99" in message and "member is rdq, was va" in message
 
 
+def test_seeds_that_were_trained_with_others_are_not_written_over(tmp_path: Path) -> None:
+    case = Case("va_classic_control", "va")
+    case.run(tmp_path, total_steps=60)
+    with pytest.raises(UserError, match="made with other seeds"):
+        case.run(tmp_path, total_steps=60, seed=4, num_seeds=1)
+    case.run(tmp_path, total_steps=60, seed=4, num_seeds=1, overwrite=True)
+    case.run(tmp_path, total_steps=60, seed=5, num_seeds=1)
+    commands = json.loads((tmp_path / "seed5" / "config.json").read_text())["config"]
+    assert (commands["seed"], commands["num_seeds"]) == (5, 1)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_agents_are_played_and_drawn_by_the_command(
     case: Case, finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -361,6 +372,15 @@ def test_presets_of_the_atari_script_are_those_of_dueling_dqn() -> None:
         for field, value in dataclasses.asdict(preset).items():
             if field != "loss":
                 assert getattr(ours.PRESETS[name], field) == value, (name, field)
+
+
+def test_the_sweep_names_the_57_games() -> None:
+    from classicrl.envs.atari_protocol import rom_of
+
+    names = (AGENTS.parent / "runs" / "sweeps" / "atari57.txt").read_text().split()
+    assert len(set(names)) == len(names) == 57
+    for name in names:
+        rom_of(name)  # refuses a name that ale-py does not know
 
 
 def test_the_two_atari_scripts_differ_in_little_but_words() -> None:

@@ -484,9 +484,9 @@ def test_large_products_are_those_of_torch(
     if not linear_module._HAS_ONEDNN:
         pytest.skip("requires a torch with oneDNN")
     torch.manual_seed(0)
-    layer = linear_module.linear(300, 130, members)
+    layer = linear_module.linear(500, 230, members)
     assert isinstance(layer, Linear | StackedLinear)
-    x = torch.randn(*([] if members is None else [members]), 40, 300)
+    x = torch.randn(*([] if members is None else [members]), 40, 500)
     results = []
     for large in (True, False):
         monkeypatch.setattr(linear_module, "_HAS_ONEDNN", large)

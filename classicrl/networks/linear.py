@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_MIN_ONEDNN_PRODUCTS = 1 << 20  # multiplications below which a call costs more than it saves
+# Below these a call costs more than it saves: oneDNN puts the weights in order for every product.
+_MIN_ONEDNN_ROWS = 16
+_MIN_ONEDNN_PRODUCTS = 1 << 22  # multiplications
 
 
 def _has_onednn() -> bool:
@@ -35,9 +37,9 @@ class Linear(nn.Linear):
     """``nn.Linear``: float ``[..., in_features] -> [..., out_features]``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _for_onednn(x, self.weight):
-            return functional.linear(x, self.weight, self.bias)
         flat = x.flatten(0, -2)
+        if not _for_onednn(flat, self.weight):
+            return functional.linear(x, self.weight, self.bias)
         product: Tensor = _OneDnnLinear.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return product.view(*x.shape[:-1], self.out_features)
 
@@ -104,6 +106,7 @@ def _for_onednn(x: Tensor, weight: Tensor) -> bool:
         _HAS_ONEDNN
         and x.dtype == torch.float32
         and x.device.type == "cpu"
+        and x.shape[0] >= _MIN_ONEDNN_ROWS
         and x.numel() * weight.shape[0] >= _MIN_ONEDNN_PRODUCTS
     )
 

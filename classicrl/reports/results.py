@@ -10,7 +10,7 @@ and everything else in a document is left as it is.
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,19 @@ import numpy as np
 from PIL import Image
 
 from classicrl.errors import UserError
+from classicrl.experiment import read_json
+from classicrl.reports.comparison import (
+    BASELINE,
+    NORMALISING_STEPS,
+    PROTOCOL,
+    Aggregate,
+    Comparison,
+    Score,
+    compare,
+    minatar_entries,
+    published_scores,
+    write_curves,
+)
 from classicrl.reports.plots import protocol_in_words, write_figure
 from classicrl.reports.records import read_run
 from classicrl.reports.reference import Entry, read_index
@@ -26,6 +39,8 @@ from classicrl.reports.statistics import bootstrap_interval
 PAGE = Path("docs/results.md")
 PICTURE = Path("docs/results.png")
 README = Path("README.md")
+MINATAR_PAGE = Path("docs/va_results.md")
+MINATAR_PICTURE = Path("docs/va_results.png")
 
 _DIGEST_KEY = "classicrl-data"  # in the PNG: of what it shows
 
@@ -44,6 +59,13 @@ again; `classicrl results` writes the parts of this page that stand between comm
 
 <!-- generated: ledger -->
 <!-- end: ledger -->
+"""
+
+_NEW_MINATAR_PAGE = """\
+# MinAtar
+
+<!-- generated: minatar -->
+<!-- end: minatar -->
 """
 
 
@@ -69,9 +91,10 @@ class _Method(NamedTuple):
 
 
 def write_results(index: Path, root: Path = Path(), *, check: bool = False) -> list[Path]:
-    """Brings the results page, its picture and the README up to date with the index.
+    """Brings the results pages, their pictures and the README up to date with the index.
 
-    A README without the comments is left alone.
+    MinAtar has a page of its own; the README shows Atari alone. A README without the comments is
+    left alone, and so is a missing page of MinAtar while nothing of it is published.
 
     Args:
         index: of the published results.
@@ -82,38 +105,54 @@ def write_results(index: Path, root: Path = Path(), *, check: bool = False) -> l
         The files that were out of date.
 
     Raises:
-        UserError: if a file cannot be read or written, or the page lacks the comments.
+        UserError: if a file cannot be read or written, or a page lacks the comments.
     """
     entries = read_index(index)
-    page, picture, readme = root / PAGE, root / PICTURE, root / README
-    blocks = {"scores": _scores(entries), "ledger": _ledger(entries)}
+    minatar = minatar_entries(entries)
+    others = [entry for entry in entries if entry.protocol != PROTOCOL]
     stale = []
-    old = _read(page) if page.exists() else None
-    new = _NEW_PAGE if old is None else old
-    for name, text in blocks.items():
-        if not has_block(new, name):
-            raise UserError(
-                f"{page} lacks the lines '<!-- generated: {name} -->' and '<!-- end: {name} -->': "
-                "add them where the text shall stand"
-            )
-        new = with_block(new, name, text)
-    if new != old:
-        stale.append(page)
-        if not check:
-            _write(page, new)
-    if readme.exists():
-        old = _read(readme)
-        new = with_block(old, "results", _summary(entries)) if has_block(old, "results") else old
+
+    def update_page(page: Path, template: str, blocks: dict[str, str]) -> None:
+        old = _read(page) if page.exists() else None
+        new = template if old is None else old
+        for name, text in blocks.items():
+            if not has_block(new, name):
+                raise UserError(
+                    f"{page} lacks the lines '<!-- generated: {name} -->' and "
+                    f"'<!-- end: {name} -->': add them where the text shall stand"
+                )
+            new = with_block(new, name, text)
         if new != old:
-            stale.append(readme)
+            stale.append(page)
             if not check:
-                _write(readme, new)
-    digest = _digest(entries)
-    if entries and _digest_of_picture(picture) != digest:
-        stale.append(picture)
-        if not check:
-            runs = [read_run(index.parent / entry.path) for entry in entries]
-            write_figure(runs, picture, metadata={_DIGEST_KEY: digest})
+                _write(page, new)
+
+    def update_picture(picture: Path, digest: str, draw: Callable[[Path, str], None]) -> None:
+        if _digest_of_picture(picture) != digest:
+            stale.append(picture)
+            if not check:
+                draw(picture, digest)
+
+    def draw_others(picture: Path, digest: str) -> None:
+        runs = [read_run(index.parent / entry.path) for entry in others]
+        write_figure(runs, picture, metadata={_DIGEST_KEY: digest})
+
+    def draw_minatar(picture: Path, digest: str) -> None:
+        write_curves(minatar, index.parent, picture, metadata={_DIGEST_KEY: digest})
+
+    blocks = {"scores": _scores(others, minatar), "ledger": _ledger(entries, index.parent)}
+    update_page(root / PAGE, _NEW_PAGE, blocks)
+    readme = root / README
+    if readme.exists() and has_block(_read(readme), "results"):
+        atari = [entry for entry in entries if entry.env_id.startswith("ALE/")]
+        update_page(readme, "", {"results": _summary(atari)})
+    if others:
+        update_picture(root / PICTURE, _digest(others), draw_others)
+    if minatar or (root / MINATAR_PAGE).exists():
+        update_page(root / MINATAR_PAGE, _NEW_MINATAR_PAGE, {"minatar": _minatar(minatar)})
+    if minatar:
+        digest = _digest(minatar, repr(published_scores()))
+        update_picture(root / MINATAR_PICTURE, digest, draw_minatar)
     return stale
 
 
@@ -142,9 +181,12 @@ def _methods(entries: Sequence[Entry]) -> list[_Method]:
     return [_Method(group) for group in groups.values()]
 
 
-def _scores(entries: Sequence[Entry]) -> str:
+def _scores(entries: Sequence[Entry], elsewhere: Sequence[Entry]) -> str:
+    more = (
+        f"MinAtar's results have [a page of their own]({MINATAR_PAGE.name})." if elsewhere else ""
+    )
     if not entries:
-        return "Nothing is published yet."
+        return more or "Nothing is published yet."
     rows = []
     for method in _methods(entries):
         first = method.entries[0]
@@ -164,46 +206,60 @@ def _scores(entries: Sequence[Entry]) -> str:
             )
         )
     header = ("game", "protocol", "agent", "steps", "return", "by seed", "games", "epsilon")
+    only_atari = all(entry.env_id.startswith("ALE/") for entry in entries)
+    frames = "4 frames" if only_atari else "on Atari 4 frames"
     protocols = "\n".join(
         f"- {name}: {protocol_in_words(name)}."
         for name in dict.fromkeys(entry.protocol for entry in entries)
     )
     return (
         f"{_markdown_table(header, rows)}\n\n"
-        "A step is one decision of the agent, 4 frames. Returns are of the final network: the mean "
-        "and its 95% interval,\nbootstrapped over seeds, or over games where there is one seed. "
-        f"Protocols:\n\n{protocols}\n\n![Learning curves]({PICTURE.name})"
+        f"A step is one decision of the agent, {frames}. Returns are of the final network: the "
+        "mean and its 95% interval,\nbootstrapped over seeds, or over games where there is one "
+        f"seed. Protocols:\n\n{protocols}\n\n![Learning curves]({PICTURE.name})\n\n{more}"
     )
 
 
-def _ledger(entries: Sequence[Entry]) -> str:
+def _ledger(entries: Sequence[Entry], reference_root: Path) -> str:
     if not entries:
         return "Nothing is published yet."
     ordered = sorted(entries, key=lambda entry: entry.path)
+    together = [_seeds_side_by_side(reference_root / entry.path) for entry in ordered]
+    hours = [entry.hours / count for entry, count in zip(ordered, together, strict=True)]
     rows = [
         (
             e.name,
             f"{e.total_steps:,}",
-            f"{e.total_steps / (e.hours * 3600):.0f}" if e.hours > 0 else "-",
-            f"{e.hours:.2f}",
+            f"{e.total_steps / (h * 3600):.0f}" if h > 0 else "-",
+            f"{h:.2f}",
             e.machine or "not recorded",
             (e.commit or "not recorded").replace(" with changes", "+")[:12],
         )
-        for e in ordered
+        for e, h in zip(ordered, hours, strict=True)
     ]
     header = ("run", "steps", "steps/s", "hours", "machine", "commit")
     commands = "\n".join(f"# {e.name}\n{e.command}" for e in ordered)
-    total = sum(entry.hours for entry in entries)
+    shared = (
+        "Seeds that were trained side by side in one process share its hours evenly.\n"
+        if any(count > 1 for count in together)
+        else ""
+    )
     return (
-        f"{_markdown_table(header, rows)}\n\n"
-        f"{total:.1f} hours in all. Hours are wall time, evaluations included; so is the rate.\n"
+        f"{_markdown_table(header, rows)}\n\n{sum(hours):.1f} hours in all. "
+        f"Hours are wall time, evaluations included; so is the rate.\n{shared}"
         f"\n```sh\n{commands}\n```"
     )
 
 
+def _seeds_side_by_side(directory: Path) -> int:
+    """How many seeds one process trained at a time: each of them recorded the hours of all."""
+    path = directory / "summary.json"
+    return int(read_json(path).get("num_seeds") or 1) if path.exists() else 1
+
+
 def _summary(entries: Sequence[Entry]) -> str:
     if not entries:
-        return "Nothing is published yet."
+        return "No Atari result is published yet."
     rows = []
     for method in _methods(entries):
         first = method.entries[0]
@@ -224,16 +280,98 @@ def _summary(entries: Sequence[Entry]) -> str:
     return _markdown_table(header, rows)
 
 
+def _minatar(entries: Sequence[Entry]) -> str:
+    if not entries:
+        return "No MinAtar result is published yet."
+    games = "/".join(map(str, sorted({entry.eval.episodes for entry in entries})))
+    epsilons = "/".join(f"{e:g}" for e in sorted({entry.eval.epsilon for entry in entries}))
+    return "\n\n".join(
+        [
+            *(_comparison(comparison) for comparison in compare(entries)),
+            "Returns are of the final network, over "
+            f"{games} games for each seed at epsilon {epsilons}: the mean over seeds\n"
+            "and its 95% interval, bootstrapped over seeds, or over games where there is one seed. "
+            "Published:\nB. Daley et al., arXiv 2507.09523, repository brett-daley/reg-duel-q, "
+            "`rlc_results.zip`: the mean\nover seeds, 1.96 standard errors, the number of seeds.",
+            f"![Learning curves]({MINATAR_PICTURE.name})",
+        ]
+    )
+
+
+def _comparison(comparison: Comparison) -> str:
+    of_variant = "" if comparison.variant == "default" else f", {comparison.variant}"
+    header = ("game", "agent", "steps", "return", "seeds", "published", "ours to it")
+    rows = [_minatar_row(score, comparison.total_steps) for score in comparison.scores]
+    parts = [
+        f"### {comparison.total_steps:,} steps{of_variant}",
+        _markdown_table(header, rows),
+    ]
+    means = comparison.interquartile_means
+    if means:
+        parts += [
+            "Over games: the interquartile mean of all scores of an agent, each divided by the "
+            f"published mean of\n{BASELINE} at {NORMALISING_STEPS:,} steps in its game, so that "
+            "games weigh alike and 1 stands for that mean. Over the\ngames that every agent of the "
+            f"table has played: {', '.join(means[0].games)}.",
+            _markdown_table(
+                ("agent", "interquartile mean", "seeds in a game"),
+                [(mean.agent, _shown(mean), _seeds_in_a_game(mean)) for mean in means],
+            ),
+        ]
+    if comparison.improvements:
+        parts += [
+            f"The probability that a run of the agent scores above a run of {BASELINE}, mean over "
+            "the games that both have played:",
+            _markdown_table(
+                ("agent", f"above {BASELINE}", "games", "seeds in a game"),
+                [
+                    (gain.agent, _shown(gain), ", ".join(gain.games), _seeds_in_a_game(gain))
+                    for gain in comparison.improvements
+                ],
+            ),
+        ]
+    if means or comparison.improvements:
+        parts.append(
+            "Intervals over games: 95%, stratified bootstrap over the seeds of each game (Agarwal "
+            "et al. 2021,\narXiv 2108.13264); none is given where a game has a single seed."
+        )
+    return "\n\n".join(parts)
+
+
+def _minatar_row(score: Score, total_steps: int) -> tuple[str, ...]:
+    mean, low, high = score.estimate
+    other = score.published
+    return (
+        score.game,
+        score.agent,
+        f"{total_steps:,}",
+        f"{mean:.1f} [{low:.1f}, {high:.1f}]",
+        str(len(score.by_seed)),
+        f"{other.mean:.1f} +- {other.half_width:.1f} ({other.seeds} seeds)" if other else "-",
+        score.verdict or "-",
+    )
+
+
+def _shown(aggregate: Aggregate) -> str:
+    value, low, high = aggregate.estimate
+    return f"{value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if aggregate.fewest_seeds > 1 else "")
+
+
+def _seeds_in_a_game(aggregate: Aggregate) -> str:
+    fewest, most = aggregate.fewest_seeds, aggregate.most_seeds
+    return str(fewest) if fewest == most else f"{fewest} to {most}"
+
+
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [header, ["---"] * len(header), *escaped]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _digest(entries: Sequence[Entry]) -> str:
-    """Of the published curves: a PNG's own bytes differ with every matplotlib."""
+def _digest(entries: Sequence[Entry], *more: str) -> str:
+    """Of the published curves and what else is drawn: PNGs differ with every matplotlib."""
     files = sorted(f"{e.path}/{file} {digest}" for e in entries for file, digest in e.files.items())
-    return hashlib.sha256("\n".join(files).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*files, *more]).encode()).hexdigest()
 
 
 def _digest_of_picture(path: Path) -> str | None:

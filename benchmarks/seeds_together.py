@@ -1,0 +1,147 @@
+"""Seeds trained side by side in one process, against as many processes of one seed each.
+
+Both sides run agents/va_minatar.py with the same settings, evaluations and checkpoints left out.
+One side trains --num-seeds seeds in one process with all cores; the other starts a process of one
+thread and one seed per core, as one would by hand. Steps per second are taken from metrics.csv,
+between the first row after the updates have begun and the last, so starting up does not count; the
+processes run at the same time and their rates are added.
+
+    python benchmarks/seeds_together.py --json benchmarks/results/my-machine.json
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from report import Table, keep, origin, ratios, show, spread
+
+from classicrl.command_line import exit_with, require_positive
+from classicrl.envs.atari import available_cpus
+from classicrl.errors import RunFailure
+from classicrl.loggers import read_csv
+
+SCRIPT = Path(__file__).resolve().parent.parent / "agents" / "va_minatar.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A step is one agent decision in one environment."""
+
+    env_id: str = "MinAtar/Breakout-v1"
+    """The game."""
+    members: tuple[str, ...] = ("dqn", "dueling", "va")
+    """Of the family."""
+    num_seeds: int = 5
+    """Seeds in the one process."""
+    steps: int = 12_000
+    """Steps of each seed, per repeat."""
+    num_envs: int = 4
+    """Games side by side, for each seed; on both sides."""
+    repeats: int = 3
+    """Of the whole comparison; the sides take turns."""
+    json: Path | None = None
+    """Keep the result in this file; other benchmarks' results in it stay."""
+
+
+def steps_per_second(config: Config, member: str, processes: int, num_seeds: int) -> float:
+    """All seeds of all processes together."""
+    threads = max(1, available_cpus() // processes)
+    with tempfile.TemporaryDirectory() as folder:
+        running = []
+        for p in range(processes):
+            command = [sys.executable, str(SCRIPT), "--member", member]
+            command += ["--env-id", config.env_id, "--run-dir", f"{folder}/{p}"]
+            command += ["--total-steps", str(config.steps), "--num-envs", str(config.num_envs)]
+            command += ["--num-seeds", str(num_seeds), "--seed", "0", "--device", "cpu"]
+            command += ["--threads", str(threads), "--log-period-steps", "1000"]
+            command += ["--evaluation-period-steps", "1000000000"]
+            command += ["--checkpoint-period-steps", "1000000000", "--checkpoint-replay", "none"]
+            command += ["--final-evaluation-episodes", "1"]
+            running.append(
+                subprocess.Popen(
+                    command,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                )
+            )
+        rates = []
+        for p, process in enumerate(running):
+            _, errors = process.communicate()
+            if process.returncode:
+                raise RunFailure(f"{SCRIPT.name} ended with {process.returncode}: {errors.strip()}")
+            metrics = read_csv(Path(folder) / str(p) / "seed0" / "metrics.csv")
+            settled = metrics["step"] >= 2_000  # updates begin at 1,000
+            step = metrics["step"][settled]
+            seconds = metrics["charts/wall_seconds"][settled]
+            rates.append(num_seeds * (step[-1] - step[0]) / (seconds[-1] - seconds[0]))
+    return float(sum(rates))
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Times both sides in turn; returns the result as it is kept in JSON."""
+    sides = {"together": (1, config.num_seeds), "apart": (available_cpus(), 1)}
+    members: dict[str, dict[str, list[float]]] = {
+        member: {side: [] for side in sides} for member in config.members
+    }
+    for repeat in range(config.repeats):
+        for member, rates in members.items():
+            order = list(sides) if repeat % 2 == 0 else list(reversed(sides))
+            for side in order:
+                rates[side].append(steps_per_second(config, member, *sides[side]))
+                print(f"{member}, {side}: {rates[side][-1]:,.0f} steps/s", flush=True)
+    return {
+        **origin(config, torch.device("cpu")),
+        "processes": available_cpus(),
+        "members": members,
+    }
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """What a result says, as text."""
+    config = result["config"]
+    rows = [
+        (
+            member,
+            spread(rates["together"]),
+            spread(rates["apart"]),
+            spread(ratios(rates["together"], rates["apart"]), 2),
+        )
+        for member, rates in result["members"].items()
+    ]
+    return [
+        Table(
+            f"{config['env_id']}, {config['num_envs']} games a seed: median (range) of "
+            f"{config['repeats']} repeats",
+            (
+                "steps/s, all seeds",
+                f"{config['num_seeds']} seeds in one process",
+                f"{result['processes']} processes of one seed",
+                "ratio",
+            ),
+            rows,
+            ("A ratio above 1 is in favour of the one process.",),
+        )
+    ]
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measures, prints, keeps."""
+    require_positive(config)
+    result = measure(config)
+    show(tables(result))
+    if config.json is not None:
+        keep(config.json, "seeds_together", result)
+        print(f"kept in {config.json}; python benchmarks/report.py writes docs/performance.md")
+    return result
+
+
+if __name__ == "__main__":
+    exit_with(main, tyro.cli(Config, description=__doc__))
