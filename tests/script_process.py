@@ -10,10 +10,13 @@ import os
 import runpy
 import signal
 import sys
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+
+import pytest
 
 AGENTS = Path(__file__).parents[1] / "agents"
 MAX_FRAMES_PER_EPISODE = 240  # games of 60 steps at most
@@ -33,6 +36,22 @@ def load_script(name: str) -> ModuleType:
                 for key, rules in module.PROTOCOLS.items()
             }
     return sys.modules[name]
+
+
+def after_calls(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, count: int, act: Callable[[], None]
+) -> None:
+    """``act()`` just before the ``count``-th call of ``owner.name``."""
+    call, made = getattr(owner, name), 0
+
+    def counting(*arguments: Any, **named: Any) -> Any:
+        nonlocal made
+        made += 1
+        if made == count:
+            act()
+        return call(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, counting)
 
 
 class Kill(NamedTuple):

@@ -17,7 +17,16 @@ from classicrl.errors import UserError
 from classicrl.networks import atari_q_network
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("report", "atari_dqn", "replay", "update_profile", "sb3_dqn_atari")
+MODULES = (
+    "report",
+    "atari_dqn",
+    "linear_layers",
+    "replay",
+    "seeds_together",
+    "update_profile",
+    "value_family",
+    "sb3_dqn_atari",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +160,55 @@ def test_profile_of_an_update(tmp_path: Path) -> None:
     (table,) = update_profile.tables(result)
     shares = [float(row[3].rstrip("%")) for row in table.rows]
     assert shares[-1] == 100.0 and sum(shares[:-1]) == pytest.approx(100.0, abs=1.0)
+
+
+def test_cost_of_the_family(tmp_path: Path) -> None:
+    value_family = load("value_family")
+    kept = tmp_path / "machine.json"
+    value_family.main(
+        value_family.Config(
+            torsos=("small",), batch_size=3, updates=2, repeats=2, replay_capacity=120, json=kept
+        )
+    )
+    result = json.loads(kept.read_text())["value_family"]
+    sizes = {m: r["num_parameters"] for m, r in result["torsos"]["small"].items()}
+    assert list(sizes) == ["dqn", "dueling", "dueling-behaviour", "va", "rdq"]
+    behaviour = (2592 + 1) * 64 + (64 + 1) * 6
+    assert sizes["va"] == sizes["dueling-behaviour"] == sizes["dueling"] + behaviour
+    (table,) = value_family.tables(result)
+    assert [row[0] for row in table.rows] == list(sizes)
+    assert table.rows[1][-1] == "1.000 (1.000-1.000)"  # dueling beside itself
+
+
+def test_linear_layers_side_by_side(tmp_path: Path) -> None:
+    linear_layers = load("linear_layers")
+    kept = tmp_path / "machine.json"
+    linear_layers.main(linear_layers.Config(batch_size=5, passes=1, repeats=2, json=kept))
+    result = json.loads(kept.read_text())["linear_layers"]
+    (table,) = linear_layers.tables(result)
+    assert [row[0].split(": ")[1] for row in table.rows] == [
+        "3136 to 1024",
+        "2592 to 512",
+        "1024 to 256",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.timeout(180)
+def test_seeds_together_and_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rates are those of all seeds of all processes, from the rows after the first update."""
+    pytest.importorskip("minatar")
+    seeds_together = load("seeds_together")
+    monkeypatch.setattr(seeds_together, "available_cpus", lambda: 1)
+    config = seeds_together.Config(
+        members=("dqn",), num_seeds=2, steps=4_000, repeats=1, json=tmp_path / "machine.json"
+    )
+    result = seeds_together.main(config)
+    rates = result["members"]["dqn"]
+    assert all(rate > 0 for side in rates.values() for rate in side)
+    (table,) = seeds_together.tables(result)
+    assert table.header[1:3] == ("2 seeds in one process", "1 processes of one seed")
 
 
 def test_alternately_takes_turns_in_both_orders() -> None:

@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from script_process import AGENTS, Kill, command_line, load_script, start_training, train
+from script_process import (
+    AGENTS,
+    Kill,
+    after_calls,
+    command_line,
+    load_script,
+    start_training,
+    train,
+)
 
 pytest.importorskip("ale_py")
 
@@ -111,22 +119,6 @@ def assert_same_end(one: Path, other: Path) -> None:
         state["replays"][0]["archive"] = archived(directory, state)
     for name in states[0]:
         assert same(states[0][name], states[1][name]), name
-
-
-def after_calls(
-    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, count: int, act: Callable[[], None]
-) -> None:
-    """``act()`` just before the ``count``-th call of ``owner.name``."""
-    call, made = getattr(owner, name), 0
-
-    def counting(*arguments: Any, **named: Any) -> Any:
-        nonlocal made
-        made += 1
-        if made == count:
-            act()
-        return call(*arguments, **named)
-
-    monkeypatch.setattr(owner, name, counting)
 
 
 def interrupt(number: int) -> Callable[[], None]:

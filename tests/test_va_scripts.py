@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from script_process import AGENTS, Kill, command_line, load_script, train
+from script_process import AGENTS, Kill, after_calls, command_line, load_script, train
 
 pytest.importorskip("ale_py")
 
@@ -121,22 +121,6 @@ def assert_same_end(case: Case, one: Path, other: Path) -> None:
     assert repr(states[0]) == repr(states[1])
 
 
-def at_call(
-    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, count: int, act: Callable[[], None]
-) -> None:
-    """``act()`` just before the ``count``-th call of ``owner.name``."""
-    call, made = getattr(owner, name), 0
-
-    def counting(*arguments: Any, **named: Any) -> Any:
-        nonlocal made
-        made += 1
-        if made == count:
-            act()
-        return call(*arguments, **named)
-
-    monkeypatch.setattr(owner, name, counting)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], tuple[Path, Any]]:
     """An uninterrupted run and its summary; made once for each case."""
@@ -189,7 +173,7 @@ def test_stopped_and_continued_changes_nothing(
     case: Case, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        at_call(patch, DQNLearner, "update", 14, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        after_calls(patch, DQNLearner, "update", 14, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(SystemExit) as caught:
             case.run(tmp_path)
     assert caught.value.code == 75
@@ -303,7 +287,7 @@ def test_a_checkpoint_without_replay_is_refilled(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        at_call(patch, DQNLearner, "update", 14, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        after_calls(patch, DQNLearner, "update", 14, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(SystemExit):
             case.run(tmp_path, checkpoint_replay="none")
     assert not (case.shared(tmp_path) / "checkpoints" / "replay").exists()
