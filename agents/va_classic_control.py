@@ -112,7 +112,7 @@ from classicrl.evaluation import Evaluation, GymEvaluator, epsilon_greedy, poole
 from classicrl.experiment import Run, StopRequest, versions
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, describe, require_memory, set_threads
-from classicrl.networks import vector_q_network
+from classicrl.networks import QNetwork, member_state, vector_q_network
 from classicrl.replay import MemberReplays, ReplayBuffer, replay_nbytes
 from classicrl.schedules import crossings, linear
 from classicrl.training_state import Counters, TrainingState
@@ -205,7 +205,7 @@ def train(config: Config, run: Run, of_seeds: list[Run], stop: StopRequest) -> d
     grad_norms: deque[torch.Tensor] = deque(maxlen=500)  # for the histograms only
 
     def policy(obs: NDArray[Any]) -> NDArray[np.int64]:
-        """``[K * N, *obs_shape] -> [K * N]``; or ``[K * E, ...]`` in evaluation."""
+        """``[K * N, *obs_shape] -> [K * N]``."""
         views = torch.from_numpy(obs).to(device)
         return learner.act(views.unflatten(0, (K, -1))).flatten().cpu().numpy()
 
@@ -213,11 +213,12 @@ def train(config: Config, run: Run, of_seeds: list[Run], stop: StopRequest) -> d
         """Of every seed; None if it was stopped."""
         scores = []
         for k, seed in enumerate(seeds):
+            alone = vector_q_network(head, envs.obs_shape[-1], envs.num_actions).to(device)
+            alone.load_state_dict(member_state(learner.online, k))
 
-            def policy_of_seed(obs: NDArray[Any], k: int = k) -> NDArray[np.int64]:
-                # All members act on the views of one: a product each, and one code path.
-                views = torch.from_numpy(obs).to(device).expand(K, *obs.shape)
-                return learner.act(views)[k].cpu().numpy()
+            @torch.no_grad()
+            def policy_of_seed(obs: NDArray[Any], alone: QNetwork = alone) -> NDArray[np.int64]:
+                return alone(torch.from_numpy(obs).to(device)).q.argmax(dim=1).cpu().numpy()
 
             evaluator = GymEvaluator(
                 policy_of_seed, config.env_id, protocol, seed=seed, should_stop=lambda: bool(stop)
