@@ -107,12 +107,13 @@ from classicrl.console import TrainingProgress
 from classicrl.envs.gym_vector import GymVector, gym_protocol
 from classicrl.errors import RunFailure
 from classicrl.evaluation import Evaluation, GymEvaluator, epsilon_greedy, pooled
-from classicrl.experiment import Run, StopRequest, versions
+from classicrl.experiment import StopRequest, versions
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, describe, require_memory, set_threads
 from classicrl.networks import QNetwork, member_state, minatar_q_network
 from classicrl.replay import MemberReplays, ReplayBuffer, replay_nbytes
 from classicrl.schedules import crossings, linear
+from classicrl.seed_group import SeedGroup
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "va_minatar"
@@ -131,31 +132,22 @@ def main(config: Config) -> dict[str, Any]:
     game = f"{config.env_id.replace('/', '-')}-{protocol}"
     parent = config.run_dir or Path(f"runs/{AGENT}-{config.member}/{game}")
     seeds = range(config.seed, config.seed + config.num_seeds)
-    with contextlib.ExitStack() as stack:
-        run = Run(parent / f"seeds{seeds[0]}-{seeds[-1]}", overwrite=config.overwrite)
-        of_seeds = [Run(parent / f"seed{k}", overwrite=config.overwrite) for k in seeds]
-        for each in (run, *of_seeds):
-            stack.enter_context(each)
-        stop = stack.enter_context(StopRequest())
-        config = run.configure(config, lambda c: c)
-        run.require_alone_with(of_seeds)
-        for seed, of_seed in zip(seeds, of_seeds, strict=True):
-            of_seed.configure(dataclasses.replace(config, seed=seed, num_seeds=1), lambda c: c)
-        summary = run.summary
+    with SeedGroup(parent, seeds, overwrite=config.overwrite) as group, StopRequest() as stop:
+        config = group.configure(config)
+        summary = group.summary
         if summary is None or summary["total_steps"] < config.total_steps:
-            summary = train(config, run, of_seeds, stop)
-        print(run.closing_lines(summary, parent))
+            summary = train(config, group, stop)
+        print(group.closing_lines(summary))
         return summary
 
 
-def train(config: Config, run: Run, of_seeds: list[Run], stop: StopRequest) -> dict[str, Any]:
+def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]:
     """The whole of the training, from nothing or from the last checkpoint; returns the summary."""
     device = choose_device(config.device)
     set_threads(config.threads)
     protocol = gym_protocol(config.env_id)
     software = versions()
-    K, N = config.num_seeds, config.num_envs
-    seeds = list(range(config.seed, config.seed + K))
+    seeds, K, N = group.seeds, config.num_seeds, config.num_envs
 
     # -- The parts; those of a seed depend on that seed alone -----------------------------------
     envs = GymVector(
@@ -229,7 +221,7 @@ def train(config: Config, run: Run, of_seeds: list[Run], stop: StopRequest) -> d
     progress = TrainingProgress(K * config.total_steps)
     count = Counters()
     state = TrainingState(
-        run.directory,
+        group.shared.directory,
         count,
         parts={
             "learner": learner,
@@ -241,7 +233,7 @@ def train(config: Config, run: Run, of_seeds: list[Run], stop: StopRequest) -> d
         replay=replays,
         save_replay=config.checkpoint_replay == "full",
         model=learner.online,
-        member_directories=[each.directory for each in of_seeds],
+        member_directories=group.directories,
         card={
             "agent": f"{AGENT}-{config.member}",
             "env_id": config.env_id,
@@ -266,10 +258,8 @@ def train(config: Config, run: Run, of_seeds: list[Run], stop: StopRequest) -> d
         obs = envs.reset()
     progress.begin_at(K * count.step)
     logs = [
-        MetricsLog(
-            each.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
-        )
-        for each in of_seeds
+        MetricsLog(directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step)
+        for directory in group.directories
     ]
 
     def check_finite() -> None:
@@ -277,8 +267,8 @@ def train(config: Config, run: Run, of_seeds: list[Run], stop: StopRequest) -> d
             if not all(math.isfinite(mean) for mean in means.peek(k).values()):
                 raise RunFailure(
                     f"the loss of seed {seed} became NaN or infinite by step {count.step:,}; the "
-                    f"last good checkpoint stands in {run.directory}: start anew with a lower "
-                    "--learning-rate"
+                    f"last good checkpoint stands in {group.shared.directory}: start anew with a "
+                    "lower --learning-rate"
                 )
 
     # -- The loop ------------------------------------------------------------------------------
@@ -380,11 +370,9 @@ def train(config: Config, run: Run, of_seeds: list[Run], stop: StopRequest) -> d
             "agent": f"{AGENT}-{config.member}",
             "env_id": config.env_id,
             "protocol": protocol.name,
-            "seed": config.seed,
             "num_seeds": K,
             "total_steps": config.total_steps,
             "num_updates": count.updates,
-            "eval": pooled(scores).record(),
             "steps_per_second": count.step / state.seconds,
             "wall_seconds": state.seconds,
             "refill_steps": count.refill_steps,
@@ -394,11 +382,9 @@ def train(config: Config, run: Run, of_seeds: list[Run], stop: StopRequest) -> d
             "machine": describe(device),
             "versions": software,
         }
-        for seed, each, log, of_seed in zip(seeds, of_seeds, logs, scores, strict=True):
+        for log, of_seed in zip(logs, scores, strict=True):
             log.write_evaluation(count.step, of_seed.figures())
-            each.finish({**summary, "seed": seed, "eval": of_seed.record()})
-        run.finish(summary)
-        return summary
+        return group.finish(summary, scores)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -136,24 +136,6 @@ class Run:
             record["config"] = recorded | changed
             write_json(path, record)
         return dataclasses.replace(config, **derived)  # type: ignore[type-var]
-
-    def require_alone_with(self, others: Sequence["Run"]) -> None:
-        """Refuses to write over runs that were not made together with this one.
-
-        Args:
-            others: runs that shall be made with this one, which holds their checkpoints.
-
-        Raises:
-            UserError: if this one is new, but there are figures in one of them.
-        """
-        if (self.directory / "checkpoints").exists():
-            return
-        for other in others:
-            if (other.directory / "metrics.csv").exists():
-                raise UserError(
-                    f"{other.directory} holds a run that was made with other seeds: use "
-                    "--overwrite to start afresh, or another --run-dir"
-                )
 
     @property
     def summary(self) -> dict[str, Any] | None:
