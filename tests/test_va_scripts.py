@@ -367,6 +367,21 @@ def test_the_sweep_names_the_57_games() -> None:
         rom_of(name)  # refuses a name that ale-py does not know
 
 
+def test_the_minatar_sweep_is_made_of_valid_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from classicrl.command_line import parse
+
+    script = load_script("va_minatar")
+    lines = (AGENTS.parent / "runs" / "sweeps" / "minatar.txt").read_text().splitlines()
+    seen = set()
+    for line in lines:
+        monkeypatch.setattr(sys, "argv", ["x", *line.split()])
+        config = parse({"default": script.Config()}, "default", "")
+        seen.add((config.env_id, config.member, config.num_seeds >= 3))
+    assert len(seen) == len(lines) == 4 * len(FAMILY)
+
+
 def test_the_two_atari_scripts_differ_in_little_but_words() -> None:
     """Their difference is the lesson, so it must stay small; doc strings are not counted."""
 
