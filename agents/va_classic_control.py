@@ -112,7 +112,7 @@ from classicrl.evaluation import Evaluation, GymEvaluator, epsilon_greedy, poole
 from classicrl.experiment import StopRequest, versions
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, describe, require_memory, set_threads
-from classicrl.networks import QNetwork, member_state, vector_q_network
+from classicrl.networks import member_state, vector_q_network
 from classicrl.replay import MemberReplays, ReplayBuffer, replay_nbytes
 from classicrl.schedules import crossings, linear
 from classicrl.seed_group import SeedGroup
@@ -201,21 +201,24 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         views = torch.from_numpy(obs).to(device)
         return learner.act(views.unflatten(0, (K, -1))).flatten().cpu().numpy()
 
+    def evaluator_of(k: int) -> GymEvaluator:
+        """Plays with the present network of one seed."""
+        alone = vector_q_network(head, envs.obs_shape[-1], envs.num_actions).to(device)
+        alone.load_state_dict(member_state(learner.online, k))
+
+        @torch.no_grad()
+        def policy_alone(obs: NDArray[Any]) -> NDArray[np.int64]:
+            return alone(torch.from_numpy(obs).to(device)).q.argmax(dim=1).cpu().numpy()
+
+        return GymEvaluator(
+            policy_alone, config.env_id, protocol, seed=seeds[k], should_stop=lambda: bool(stop)
+        )
+
     def evaluate(num_episodes: int) -> list[Evaluation] | None:
         """Of every seed; None if it was stopped."""
-        scores = []
-        for k, seed in enumerate(seeds):
-            alone = vector_q_network(head, envs.obs_shape[-1], envs.num_actions).to(device)
-            alone.load_state_dict(member_state(learner.online, k))
-
-            @torch.no_grad()
-            def policy_of_seed(obs: NDArray[Any], alone: QNetwork = alone) -> NDArray[np.int64]:
-                return alone(torch.from_numpy(obs).to(device)).q.argmax(dim=1).cpu().numpy()
-
-            evaluator = GymEvaluator(
-                policy_of_seed, config.env_id, protocol, seed=seed, should_stop=lambda: bool(stop)
-            )
-            played = evaluator.play(num_episodes)
+        scores: list[Evaluation] = []
+        for k in range(K):
+            played = evaluator_of(k).play(num_episodes)
             if played is None:
                 return None
             scores.append(played)
@@ -331,6 +334,9 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
 
             if crossings(before, after, config.log_period_steps):
                 check_finite()
+                if grad_norms:
+                    seen = replays.sample(128, rng=np.random.default_rng(after)).obs
+                    q = learner.action_values(seen)  # [K, 128, A]
                 for k, log in enumerate(logs):
                     mean = means.peek(k)
                     row = {
@@ -348,6 +354,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
                     if grad_norms:
                         norms = torch.cat([norm[:, k] for norm in grad_norms])
                         log.histogram(after, "histograms/grad_norm", norms)
+                        log.histogram(after, "histograms/q", q[k])
                 means.reset()
                 returns = [part.recent_mean() for part in episodes]
                 shown = {"return": float(np.mean(returns)), "loss": row["losses/td"]}

@@ -110,7 +110,7 @@ from classicrl.evaluation import Evaluation, GymEvaluator, epsilon_greedy, poole
 from classicrl.experiment import StopRequest, versions
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, describe, require_memory, set_threads
-from classicrl.networks import QNetwork, member_state, minatar_q_network
+from classicrl.networks import member_state, minatar_q_network
 from classicrl.replay import MemberReplays, ReplayBuffer, replay_nbytes
 from classicrl.schedules import crossings, linear
 from classicrl.seed_group import SeedGroup
@@ -197,21 +197,24 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         boards = torch.from_numpy(obs).to(device)
         return learner.act(boards.unflatten(0, (K, -1))).flatten().cpu().numpy()
 
+    def evaluator_of(k: int) -> GymEvaluator:
+        """Plays with the present network of one seed."""
+        alone = minatar_q_network(recipe.head, envs.obs_shape[-1], envs.num_actions).to(device)
+        alone.load_state_dict(member_state(learner.online, k))
+
+        @torch.no_grad()
+        def policy_alone(obs: NDArray[Any]) -> NDArray[np.int64]:
+            return alone(torch.from_numpy(obs).to(device)).q.argmax(dim=1).cpu().numpy()
+
+        return GymEvaluator(
+            policy_alone, config.env_id, protocol, seed=seeds[k], should_stop=lambda: bool(stop)
+        )
+
     def evaluate(num_episodes: int) -> list[Evaluation] | None:
         """Of every seed; None if it was stopped."""
-        scores = []
-        for k, seed in enumerate(seeds):
-            alone = minatar_q_network(recipe.head, envs.obs_shape[-1], envs.num_actions).to(device)
-            alone.load_state_dict(member_state(learner.online, k))
-
-            @torch.no_grad()
-            def policy_of_seed(obs: NDArray[Any], alone: QNetwork = alone) -> NDArray[np.int64]:
-                return alone(torch.from_numpy(obs).to(device)).q.argmax(dim=1).cpu().numpy()
-
-            evaluator = GymEvaluator(
-                policy_of_seed, config.env_id, protocol, seed=seed, should_stop=lambda: bool(stop)
-            )
-            played = evaluator.play(num_episodes)
+        scores: list[Evaluation] = []
+        for k in range(K):
+            played = evaluator_of(k).play(num_episodes)
             if played is None:
                 return None
             scores.append(played)
@@ -327,6 +330,9 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
 
             if crossings(before, after, config.log_period_steps):
                 check_finite()
+                if grad_norms:
+                    seen = replays.sample(128, rng=np.random.default_rng(after)).obs
+                    q = learner.action_values(seen)  # [K, 128, A]
                 for k, log in enumerate(logs):
                     mean = means.peek(k)
                     row = {
@@ -344,6 +350,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
                     if grad_norms:
                         norms = torch.cat([norm[:, k] for norm in grad_norms])
                         log.histogram(after, "histograms/grad_norm", norms)
+                        log.histogram(after, "histograms/q", q[k])
                 means.reset()
                 returns = [part.recent_mean() for part in episodes]
                 shown = {"return": float(np.mean(returns)), "loss": row["losses/td"]}
@@ -362,7 +369,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
             progress.say(f"stopped at step {count.step:,}; the same command continues")
             raise SystemExit(stop.exit_code)
 
-        # -- The end: a last evaluation, and a summary for each seed and for all ----------------
+        # -- The end: a last evaluation, videos, a summary for each seed and for all ------------
         scores = evaluate(config.final_evaluation_episodes)
         if scores is None:
             raise SystemExit(stop.exit_code)
@@ -382,8 +389,12 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
             "machine": describe(device),
             "versions": software,
         }
-        for log, of_seed in zip(logs, scores, strict=True):
-            log.write_evaluation(count.step, of_seed.figures())
+        for k, log in enumerate(logs):
+            video = group.directories[k] / "video.gif"
+            if not evaluator_of(k).record_gif(video):
+                raise SystemExit(stop.exit_code)
+            log.write_evaluation(count.step, scores[k].figures())
+            log.gif(count.step, "eval/game", video)
         return group.finish(summary, scores)
 
 

@@ -51,9 +51,10 @@ class MemberReplays:
                 final_obs[first:last],
             )
 
-    def sample(self, batch_size: int) -> Transition:
-        """``batch_size`` transitions for every member, ``[K, B, ...]``."""
-        batches = [buffer.sample(batch_size) for buffer in self.buffers]
+    def sample(self, batch_size: int, rng: np.random.Generator | None = None) -> Transition:
+        """``batch_size`` transitions for every member, ``[K, B, ...]``; ``rng`` as in
+        :meth:`ReplayBuffer.sample`."""
+        batches = [buffer.sample(batch_size, rng) for buffer in self.buffers]
         return Transition(*(torch.stack(field) for field in zip(*batches, strict=True)))
 
     def break_streams(self) -> None:
