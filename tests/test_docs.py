@@ -13,6 +13,7 @@ EXAMPLES = dict(re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", PAGE.re
 PRINTED = {
     "replay": r"torch.Size\(\[32, 3\]\) tensor\(0\.9\d+\)",
     "learner": r"(0\.9|1\.0)\d+",
+    "family": r"\{'loss': \(1, 3\), .*'behaviour_nll': \(1, 3\), 'grad_norm': \(1, 3\)\}",
     "loggers": r"\[5\. 5\. 5\. 5\.\]",
     "checkpoint": r"1000 tensor\(\[1\., 1\., 1\.\]\)",
     "atari": r"\[0\. 0\. 0\.\] \[False False False\] \[False False False\]",
