@@ -73,7 +73,8 @@ def describe(device: torch.device) -> str:
                 break
     except OSError:
         pass
-    words = f"{available_cpus()} cores, {torch.get_num_threads()} threads, {processor}"
+    cores, threads = available_cpus(), torch.get_num_threads()
+    words = f"{cores} core{'s' * (cores > 1)}, {threads} thread{'s' * (threads > 1)}, {processor}"
     if device.type == "cuda":
         words += f", {torch.cuda.get_device_name(device)}"
     return words
