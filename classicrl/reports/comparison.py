@@ -300,7 +300,11 @@ def write_curves(
     handles = [Line2D([], [], color=colour, label=agent) for agent, colour in colours.items()]
     handles.append(Line2D([], [], color="#666666", linestyle="--", label="published mean"))
     figure.legend(
-        handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9
+        handles=handles,
+        loc="outside upper center",
+        ncols=len(handles) if columns > 1 else math.ceil(len(handles) / 2),
+        frameon=False,
+        fontsize=9,
     )
     _caption(figure, groups, columns)
     image = io.BytesIO()
