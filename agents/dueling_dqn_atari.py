@@ -119,7 +119,7 @@ def resolve(config: Config) -> Config:
     return dataclasses.replace(
         config,
         first_update_steps=config.first_update_steps
-        or max(1, min(80_000, config.total_steps // 20)),
+        or max(config.n_steps * config.num_envs + 1, min(80_000, config.total_steps // 20)),
         epsilon_decay_steps=config.epsilon_decay_steps or max(1, config.total_steps // 10),
     )
 

@@ -3,8 +3,8 @@
     Q(x,a) = V(x) + F(x,a) - sum_b mu(b|x) F(x,b),   mu: the policy that acted, learned beside
 
 Tang et al. 2023, "VA-learning as a more efficient alternative to Q-learning", arXiv 2305.18161: V
-and A are each learned from the bootstrapped target. That and the name are the paper's; no code of
-it is public, and the form of the loss, the head for mu and all settings are our reconstruction.
+and A are each learned from the bootstrapped target. That and the name are the paper's; we found no
+public code. The form of the loss, the head for mu and all settings are our reconstruction.
 docs/va_learning.md says which is which. The loop is that of dueling_dqn_atari.py, and what differs
 between the two files is the lesson. --member picks the head, its centring and the loss:
 
@@ -133,7 +133,7 @@ def resolve(config: Config) -> Config:
     return dataclasses.replace(
         config,
         first_update_steps=config.first_update_steps
-        or max(1, min(80_000, config.total_steps // 20)),
+        or max(config.n_steps * config.num_envs + 1, min(80_000, config.total_steps // 20)),
         epsilon_decay_steps=config.epsilon_decay_steps or max(1, config.total_steps // 10),
     )
 
@@ -152,7 +152,7 @@ from numpy.typing import NDArray
 from classicrl.algorithms.dqn import FAMILY, DQNLearner
 from classicrl.console import TrainingProgress
 from classicrl.envs.atari import PROTOCOLS, AtariVector, make_atari
-from classicrl.errors import RunFailure
+from classicrl.errors import RunFailure, UserError
 from classicrl.evaluation import AtariEvaluator, acting_distribution, epsilon_greedy
 from classicrl.experiment import Run, StopRequest, versions
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
@@ -191,6 +191,9 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     threads = set_threads(config.threads)
     protocol = PROTOCOLS[config.protocol]
     software = versions()
+    recipe = FAMILY[config.member]
+    if recipe.head != "behaviour" and (config.soft_labels or config.behaviour_smoothing):
+        raise UserError("--soft-labels and --behaviour-smoothing are for members with mu only")
 
     # -- The parts -----------------------------------------------------------------------------
     envs = make_atari(
@@ -203,7 +206,6 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         what=f"a replay of {config.replay_capacity:,} frames",
         flag="--replay-capacity",
     )
-    recipe = FAMILY[config.member]
     head = "q-wide" if config.member == "dqn" else recipe.head
     network = atari_q_network(
         config.torso,

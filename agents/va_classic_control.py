@@ -107,7 +107,7 @@ from numpy.typing import NDArray
 from classicrl.algorithms.dqn import FAMILY, DQNLearner
 from classicrl.console import TrainingProgress
 from classicrl.envs.gym_vector import GymVector, gym_protocol
-from classicrl.errors import RunFailure
+from classicrl.errors import RunFailure, UserError
 from classicrl.evaluation import Evaluation, GymEvaluator, epsilon_greedy, pooled
 from classicrl.experiment import StopRequest, versions
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
@@ -150,6 +150,11 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
     protocol = gym_protocol(config.env_id)
     software = versions()
     seeds, K, N = group.seeds, config.num_seeds, config.num_envs
+    if config.first_update_steps <= config.n_steps * N:
+        raise UserError(
+            f"--first-update-steps must be above --n-steps times --num-envs, {config.n_steps * N}: "
+            "before that no transition is whole"
+        )
 
     # -- The parts; those of a seed depend on that seed alone -----------------------------------
     envs = GymVector(
@@ -158,6 +163,11 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         seeds=[seed * 1_000 + n for seed in seeds for n in range(N)],
         max_episode_steps=protocol.max_episode_steps,
     )
+    if len(envs.obs_shape) != 1:
+        raise UserError(
+            f"{config.env_id} shows arrays of shape {envs.obs_shape}; this script is for "
+            "vectors of numbers (MinAtar: agents/va_minatar.py)"
+        )
     require_memory(
         K * replay_nbytes(config.replay_capacity, envs.obs_shape, obs_itemsize=4),
         device,

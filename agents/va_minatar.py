@@ -4,8 +4,8 @@
 
 MinAtar (Young & Tian 2019, arXiv 1903.03176) keeps the mechanics of five Atari games on a 10x10
 board. --member picks who learns: dqn, dueling (c uniform), dueling-behaviour and va (c the policy
-that acted), rdq (c zero, both streams kept small). docs/va_learning.md has their equations. Network
-and settings are those of the comparison in arXiv 2507.09523, but for --num-envs.
+that acted), rdq (c zero, both streams kept small). Network and settings are those of the comparison
+in arXiv 2507.09523, but for what docs/va_learning.md names; the equations are there, too.
 
 --num-seeds networks are trained side by side as one (networks/linear.py): each has its own games,
 replay and random numbers, and learns what it would learn alone, up to rounding. Each seed gets a
@@ -104,8 +104,8 @@ from numpy.typing import NDArray
 
 from classicrl.algorithms.dqn import FAMILY, DQNLearner
 from classicrl.console import TrainingProgress
-from classicrl.envs.gym_vector import GymVector, gym_protocol
-from classicrl.errors import RunFailure
+from classicrl.envs.gym_vector import MINATAR_GAMES, GymVector, gym_protocol
+from classicrl.errors import RunFailure, UserError
 from classicrl.evaluation import Evaluation, GymEvaluator, epsilon_greedy, pooled
 from classicrl.experiment import StopRequest, versions
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
@@ -129,6 +129,11 @@ def main(config: Config) -> dict[str, Any]:
         at_most_one={"gamma", "epsilon_end"},
     )
     protocol = gym_protocol(config.env_id).name
+    if protocol != "minatar":
+        raise UserError(
+            f"{config.env_id!r} is no MinAtar game: choose MinAtar/<game>-v1, the game one of "
+            + ", ".join(MINATAR_GAMES)
+        )
     game = f"{config.env_id.replace('/', '-')}-{protocol}"
     parent = config.run_dir or Path(f"runs/{AGENT}-{config.member}/{game}")
     seeds = range(config.seed, config.seed + config.num_seeds)
@@ -148,6 +153,11 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
     protocol = gym_protocol(config.env_id)
     software = versions()
     seeds, K, N = group.seeds, config.num_seeds, config.num_envs
+    if config.first_update_steps <= config.n_steps * N:
+        raise UserError(
+            f"--first-update-steps must be above --n-steps times --num-envs, {config.n_steps * N}: "
+            "before that no transition is whole"
+        )
 
     # -- The parts; those of a seed depend on that seed alone -----------------------------------
     envs = GymVector(

@@ -64,9 +64,12 @@ def load_agent(path: Path, device: torch.device | str = "cpu") -> Agent:
     """
     if path.is_dir():
         if not (path / MODEL_FILE).exists():
+            # Of seeds trained side by side each has its own, beside what they share.
+            near = [p.parent for d in (path, path.parent) for p in d.glob(f"seed*/{MODEL_FILE}")]
+            example = f", such as {min(near)}," if near else ""
             raise UserError(
-                f"{path} holds no {MODEL_FILE}: name a run that has saved a checkpoint, or a "
-                "model file"
+                f"{path} holds no {MODEL_FILE}: name a run that has saved a checkpoint{example} or "
+                "a model file"
             )
         path = path / MODEL_FILE
     elif not path.exists():

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import subcommand_cli_from_dict
 
 from classicrl.command_line import exit_with
 from classicrl.errors import RunFailure, UserError
+from classicrl.solve_cubes import SolveConfig, solve_cubes
 
 if TYPE_CHECKING:
     from classicrl.experiment import StopRequest
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         "verify": verify,
         "publish": publish,
         "results": results,
+        "solve": solve,
     }
     exit_with(
         lambda given: subcommand_cli_from_dict(
@@ -283,6 +285,11 @@ def results(*, check: bool = False, index: Path = _INDEX, root: Path = Path()) -
     if stale and check:
         raise RunFailure(f"{stale}: out of date; run `classicrl results`")
     print(f"wrote {stale}" if stale else "everything is up to date")
+
+
+def solve(config: OmitArgPrefixes[SolveConfig]) -> None:
+    """Solve Rubik's cubes with the network that comes with the package."""
+    solve_cubes(config)
 
 
 def _require(holds: bool, message: str) -> None:

@@ -89,6 +89,8 @@ def require_positive(
         flag = f"--{field.name.replace('_', '-')}"
         if not math.isfinite(value):
             raise UserError(f"{flag} must be a finite number, got {value}")
+        if field.name == "seed" and value >= 2**63:
+            raise UserError(f"{flag} must be below 2^63, got {value}")
         if field.name in at_most_one and value > 1:
             raise UserError(f"{flag} must be at most 1, got {value}")
         if field.name in may_be_zero:

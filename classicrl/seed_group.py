@@ -6,6 +6,7 @@
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,8 @@ class SeedGroup:
     Args:
         parent: holds all of them.
         seeds: increasing.
-        overwrite: delete what earlier runs left in them.
+        overwrite: delete what earlier runs left in them, and the checkpoints of groups that some
+            of these seeds were in: the runs that those would continue are gone.
 
     Raises:
         UserError: if one of them cannot be written or is in use.
@@ -38,7 +40,17 @@ class SeedGroup:
             self.shared, *self.runs = (
                 stack.enter_context(Run(parent / name, overwrite=overwrite)) for name in names
             )
+            if overwrite:
+                self._end_other_groups()
             self._open = stack.pop_all()
+
+    def _end_other_groups(self) -> None:
+        for other in self.parent.glob("seeds*"):
+            ends = re.fullmatch(r"seeds(\d+)-(\d+)", other.name)
+            if ends is None or other == self.shared.directory:
+                continue
+            if int(ends[1]) <= self.seeds[-1] and self.seeds[0] <= int(ends[2]):
+                Run(other, overwrite=True).close()
 
     @property
     def directories(self) -> list[Path]:

@@ -476,10 +476,10 @@ def test_a_ring_without_room_for_a_window_is_refused(capacity: int, fits: bool) 
 def test_nothing_can_be_drawn_before_a_step_is_whole() -> None:
     buffer = ReplayBuffer(30, (2, 3), 1, n_steps=2)
     for _ in range(2):
-        with pytest.raises(ValueError, match="no whole transition"):
+        with pytest.raises(UserError, match="no whole transition"):
             buffer.sample(4)
         add_frame(buffer, 1)
-    with pytest.raises(ValueError, match="no whole transition"):
+    with pytest.raises(UserError, match="no whole transition"):
         buffer.sample(4)
     add_frame(buffer, 2)
     assert buffer.sample(4).obs.shape == (4, 2, 3)

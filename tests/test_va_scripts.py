@@ -26,6 +26,8 @@ from classicrl.algorithms.dqn import FAMILY, DQNLearner
 from classicrl.checkpoint import checkpoint_paths, load_model, read_checkpoint
 from classicrl.errors import RunFailure, UserError
 from classicrl.loggers import read_csv
+from classicrl.reports.plots import plot_runs
+from classicrl.reports.records import read_run
 
 TIMES = ("charts/steps_per_second", "charts/wall_seconds")
 COMMON: dict[str, Any] = {
@@ -221,6 +223,8 @@ def test_seeds_that_were_trained_with_others_are_not_written_over(tmp_path: Path
     with pytest.raises(UserError, match="made with other seeds"):
         case.run(tmp_path, total_steps=60, seed=4, num_seeds=1)
     case.run(tmp_path, total_steps=60, seed=4, num_seeds=1, overwrite=True)
+    with pytest.raises(UserError, match="made with other seeds"):  # seed 3 cannot go on without it
+        case.run(tmp_path, total_steps=80)
     case.run(tmp_path, total_steps=60, seed=5, num_seeds=1)
     commands = json.loads((tmp_path / "seed5" / "config.json").read_text())["config"]
     assert (commands["seed"], commands["num_seeds"]) == (5, 1)
@@ -242,6 +246,16 @@ def test_agents_are_played_and_drawn_by_the_command(
         assert caught.value.code == 0, capsys.readouterr()
     assert str(case) in capsys.readouterr().out
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_what_seeds_share_is_not_played_but_a_seed_is_named(finished: Finished) -> None:
+    from classicrl.agent_file import load_agent
+
+    case = Case("va_classic_control", "va")
+    directory = finished(case)[0]
+    for path in (case.shared(directory), directory):
+        with pytest.raises(UserError, match=r"such as .*seed3, or a model file"):
+            load_agent(path)
 
 
 @pytest.mark.parametrize("case", SCRIPTS, ids=str)
@@ -323,18 +337,24 @@ def test_soft_labels_and_smoothing_reach_the_learner(
     [
         ("va_atari", ["--env-id", "ALE/Ponk-v5"], "did you mean ALE/Pong-v5"),
         ("va_atari", ["--behaviour-smoothing", "1.5"], "must be at most 1"),
+        ("va_atari", ["--member", "rdq", "--soft-labels"], "for members with mu"),
         ("va_minatar", ["--env-id", "MinAtar/Brakeout-v1"], "did you mean MinAtar/Breakout-v1"),
+        ("va_minatar", ["--env-id", "CartPole-v1"], "no MinAtar game"),
+        ("va_minatar", ["--first-update-steps", "4"], "must be above --n-steps times"),
         ("va_minatar", ["--num-seeds", "0"], "--num-seeds must be positive"),
         ("va_minatar", ["--replay-capacity", "1000000000000"], "lower --replay-capacity"),
         ("va_classic_control", ["--env-id", "Pendulum-v1"], "only discrete actions"),
         ("va_classic_control", ["--env-id", "CartPole-v9"], "did you mean CartPole-v1"),
+        ("va_classic_control", ["--env-id", "phys2d/CartPole-v1"], "needs a package"),
+        ("va_classic_control", ["--env-id", "MinAtar/Breakout-v1"], "vectors of numbers"),
+        ("va_classic_control", ["--n-steps", "1000"], "must be above --n-steps times --num-envs"),
         ("va_classic_control", ["--total-steps", "-1"], "--total-steps must be positive"),
     ],
 )
 def test_bad_flags_exit_2_with_one_line(
     tmp_path: Path, script: str, arguments: list[str], message: str
 ) -> None:
-    if script == "va_minatar":
+    if script == "va_minatar" or any("MinAtar/" in argument for argument in arguments):
         pytest.importorskip("minatar")
     exit_code, output = command_line(
         script, *arguments, "--run-dir", str(tmp_path / "run"), output=tmp_path / "output"
@@ -392,3 +412,18 @@ def test_the_two_atari_scripts_differ_in_little_but_words() -> None:
     delta = difflib.unified_diff(code("dueling_dqn_atari"), code("va_atari"), n=0, lineterm="")
     added = [line for line in delta if line.startswith("+") and not line.startswith("+++")]
     assert len(added) <= 50, "\n".join(added)
+
+
+def test_the_directory_that_seeds_share_is_no_run_of_its_own(
+    finished: Finished, tmp_path: Path
+) -> None:
+    case = Case("va_classic_control", "va")
+    directory = finished(case)[0]
+    shared = case.shared(directory)
+    with pytest.raises(UserError, match="side by side share"):
+        read_run(shared)
+    seeds = [path for path in directory.iterdir() if path.name.startswith("seed")]
+    assert shared in seeds
+    plot_runs(seeds, tmp_path / "curves.png")
+    with pytest.raises(UserError, match="side by side share"):
+        plot_runs([shared], tmp_path / "none.png")

@@ -221,7 +221,7 @@ def _make(env_id: str, max_episode_steps: int | None) -> gymnasium.Env[Any, Any]
         raise UserError(f"gymnasium knows no environment {env_id!r}{hint}")
     try:
         return gymnasium.make(env_id, max_episode_steps=max_episode_steps, disable_env_checker=True)
-    except gymnasium.error.DependencyNotInstalled as error:
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         raise UserError(f"{env_id} needs a package that is not installed: {error}") from error
 
 

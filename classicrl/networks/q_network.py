@@ -117,7 +117,8 @@ def minatar_q_network(
     """Network for 10x10 boards: ``[B, 10, 10, C]`` -> named tuple with ``q``.
 
     One 3x3 convolution of 16 channels, and streams of 128 units whose weights start LeCun-normal,
-    as in the comparison of dueling and regularised dueling on MinAtar (arXiv 2507.09523).
+    as in the comparison of dueling and regularised dueling on MinAtar (arXiv 2507.09523). A single
+    stream starts so, too; there it starts as PyTorch's layers do.
 
     Args:
         head: see ``HeadName``.

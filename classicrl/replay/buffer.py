@@ -273,7 +273,7 @@ class ReplayBuffer:
             rng: draws with this generator, for a look that leaves the buffer's own as it is.
 
         Raises:
-            ValueError: if nothing can be drawn yet.
+            UserError: if nothing can be drawn yet.
         """
         ids = self._draw(batch_size, self.rng if rng is None else rng)
         reward, discount, next_ids = self._look_ahead(ids)
@@ -311,7 +311,10 @@ class ReplayBuffer:
             missing -= len(ids)
             tries += 1
             if tries > 1000 and not sum(len(d) for d in drawn):
-                raise ValueError("the replay holds no whole transition yet")
+                raise UserError(
+                    "the replay holds no whole transition yet: let the first update come after "
+                    f"more than {self.n_steps} steps of every environment"
+                )
         return np.concatenate(drawn) if len(drawn) > 1 else drawn[0]
 
     def _is_whole(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -18,6 +18,7 @@ from classicrl.reports.records import (
     curve,
     group_runs,
     on_common_range,
+    is_shared_by_seeds,
     read_run,
 )
 from classicrl.reports.statistics import bootstrap_interval, interval_from_std
@@ -49,7 +50,10 @@ def plot_runs(
     Raises:
         UserError: if matplotlib is missing, there is nothing to draw or it cannot be written.
     """
-    write_figure([read_run(directory) for directory in directories], out, metric=metric, x=x)
+    # Of seeds trained side by side, seed* also names the directory that they share.
+    alone = [directory for directory in directories if not is_shared_by_seeds(directory)]
+    runs = [read_run(directory) for directory in alone or directories]
+    write_figure(runs, out, metric=metric, x=x)
 
 
 def write_figure(

@@ -105,6 +105,9 @@ def publish(
             )
 
     record = read_json(run_dir / "config.json") if (run_dir / "config.json").exists() else {}
+    if "total_steps" in record.get("config", {}):
+        # What was trained, not what a later call of a finished run asked for.
+        record["config"]["total_steps"] = summary["total_steps"]
     software = {**record.get("versions", {}), **summary.get("versions", {})}
     texts: dict[str, bytes] = {
         "metrics.csv": _table(_thinned(run.metrics, MAX_METRICS_ROWS)),

@@ -93,6 +93,11 @@ def read_run(directory: Path) -> RunRecord:
     config = record.get("config", summary.get("config", {}))
     if not isinstance(config, dict):
         raise UserError(f"{directory} has no readable configuration in its config.json")
+    if is_shared_by_seeds(directory):
+        raise UserError(
+            f"{directory} holds what seeds that were trained side by side share: name the "
+            "directory of a seed, beside it"
+        )
     # A run that is not finished says some things in its model file only.
     known = {**_card_of_model(directory / "model.safetensors"), **config, **summary}
     agent = known.get("agent")
@@ -118,6 +123,12 @@ def read_run(directory: Path) -> RunRecord:
         metrics=read_curves(directory / "metrics.csv"),
         evaluations=read_curves(directory / "evaluations.csv"),
     )
+
+
+def is_shared_by_seeds(directory: Path) -> bool:
+    """Whether a directory holds what seeds trained side by side share, and no curve of its own."""
+    config = _json_if_there(directory / "config.json").get("config", {})
+    return isinstance(config, dict) and config.get("num_seeds", 1) > 1
 
 
 def _json_if_there(path: Path) -> dict[str, Any]:
