@@ -14,8 +14,9 @@ MODULES = sorted((ROOT / "classicrl").rglob("*.py"))
 LAYERS = [
     {"errors", "types"},
     {"returns", "losses", "taylor", "schedules", "checkpoint", "console", "command_line"},
-    {"loggers", "replay", "envs", "networks"},
-    {"algorithms", "experiment", "evaluation", "machine", "parameters"},
+    {"loggers", "replay", "envs", "networks", "search"},
+    {"algorithms", "domains", "experiment", "evaluation", "machine", "parameters"},
+    {"views"},
 ]
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 FORBIDDEN_IMPORTS |= {"yaml", "imp", "code", "agents", "tests", "benchmarks"}

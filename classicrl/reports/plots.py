@@ -17,8 +17,8 @@ from classicrl.reports.records import (
     XAxis,
     curve,
     group_runs,
-    on_common_range,
     is_shared_by_seeds,
+    on_common_range,
     read_run,
 )
 from classicrl.reports.statistics import bootstrap_interval, interval_from_std

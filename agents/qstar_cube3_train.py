@@ -1,0 +1,360 @@
+"""Trains a deep Q-network for the Rubik's cube: Q(s,a), the moves to the solved cube by action a.
+
+    walk      Q(s, the step back) -> k,  Q(s, the next step) -> k + 2,  k steps along a random walk
+    bellman   Q(s,a) -> 1 + min_b Q-(s', b)
+
+It learns first how far random walks have come, then from its own estimates of the next state
+(classicrl/algorithms/q_iteration.py). Distances within a ball around the solved cube are exact.
+--recipe paper is that of F. Agostinelli et al., "Q* Search" (arXiv 2102.04518): bellman alone.
+
+--actions 156 and 1884 add sequences of two and three turns as actions; --trunk takes all layers
+but the last from a network that was trained before. agents/qstar_cube3_solve.py searches with the
+result.
+
+The same command again continues the run.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from classicrl.command_line import (
+    exit_with,
+    may_change,
+    not_recorded,
+    parse,
+    require_positive,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A step is one update; time is that of the training, evaluations included."""
+
+    actions: Literal[12, 156, 1884] = 12
+    """Quarter turns, and sequences of up to two or three as well."""
+    minutes: float = 60.0
+    """To train for; the learning rate and the change from walk to bellman follow the clock."""
+    total_updates: int = 0
+    """Updates to train for instead, so that the result can be reproduced; 0: by the clock."""
+    seed: int = 0
+    """Of the weights and all data."""
+    device: Literal["auto", "cpu", "cuda"] = may_change("auto")
+    """auto: the GPU if there is one."""
+    threads: int = may_change(0)
+    """CPU threads; 0: all that this process may use."""
+    run_dir: Path | None = not_recorded(None)
+    """Default: runs/qstar_cube3_train/cube3-<actions>/seed<seed>."""
+    overwrite: bool = not_recorded(False)
+    """Delete what an earlier run left there."""
+
+    embedding_size: int = 1024
+    """Units of the first layer."""
+    hidden_size: int = 256
+    """Units of the layers after it."""
+    num_blocks: int = 1
+    """Residual blocks of two layers."""
+    trunk: Path | None = None
+    """A model file: all layers but the last start as there."""
+
+    recipe: Literal["default", "paper"] = "default"
+    """default: walk, then bellman. paper: bellman alone, on scrambles of up to 30 turns."""
+    walk_share: float = 0.7
+    """Of the training that is walk."""
+    walk_length: int = 26
+    """Turns of a walk: 26 reach every cube."""
+    ball_depth: int = 6
+    """Turns around the solved cube within which distances are known."""
+    batch_size: int = 2_000
+    """States per update."""
+    learning_rate: float = 1e-3
+    """Of Adam: constant for half of walk, then falling to a fiftieth."""
+    bellman_learning_rate: float = 2e-4
+    """Of Adam at the start of bellman, falling to a fiftieth."""
+    temperature: float = 1 / 3
+    """Of the softmax over -Q from which bellman draws actions."""
+    target_period_updates: int = 500
+    """The target network is copied every so many updates of bellman."""
+
+    log_period_updates: int = may_change(200)
+    """Updates between rows of metrics.csv."""
+    evaluation_period_updates: int = may_change(5_000)
+    """Updates between evaluations."""
+    evaluation_cubes: int = may_change(10)
+    """Full scrambles that a beam search is to solve in each."""
+    final_evaluation_cubes: int = may_change(50)
+    """In the last one."""
+    evaluation_width: int = may_change(1_024)
+    """Of that beam."""
+    checkpoint_period_updates: int = may_change(5_000)
+    """Updates between checkpoints."""
+
+
+if __name__ == "__main__":  # before torch is imported, so that --help answers at once
+    command_line = parse({"default": Config()}, "default", __doc__ or "")
+
+import math
+
+import torch
+from torch import Tensor
+
+from classicrl.algorithms.q_iteration import QIterationLearner
+from classicrl.checkpoint import load_model, save_model
+from classicrl.console import TrainingProgress
+from classicrl.domains.cube3 import Cube3
+from classicrl.domains.cube3_evaluation import CubeEvaluator, Scores
+from classicrl.domains.cube3_walks import CubeWalks
+from classicrl.errors import RunFailure, UserError
+from classicrl.experiment import Run, StopRequest, versions
+from classicrl.loggers import MeanMetrics, MetricsLog
+from classicrl.machine import choose_device, describe, set_threads
+from classicrl.networks.byte_q_network import ByteQNetwork
+from classicrl.schedules import crossings
+from classicrl.search.nodes import Perimeter
+from classicrl.training_state import Counters, TrainingState
+
+AGENT = "qstar_cube3_train"
+PAPER_WALK_LENGTH = 30
+WALK_MODEL_FILE = "walk.safetensors"
+
+
+@dataclasses.dataclass
+class CubeCounters(Counters):
+    """Steps are updates here."""
+
+    bellman_updates: int = 0
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Trains, or continues, or reports a finished run; returns the summary."""
+    require_positive(
+        config, may_be_zero={"seed", "threads", "total_updates", "walk_share", "ball_depth"},
+        at_most_one={"walk_share"},
+    )  # fmt: skip
+    directory = config.run_dir or Path(f"runs/{AGENT}/cube3-{config.actions}/seed{config.seed}")
+    with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
+        config = run.configure(config, lambda new: new)
+        summary = run.summary
+        if summary is None:
+            summary = train(config, run, stop)
+        scores = summary["eval"]
+        print(
+            f"{summary['agent']}, {config.actions} actions, {summary['num_updates']:,} updates in "
+            f"{summary['wall_seconds'] / 60:.0f} min: a beam of {scores['width']:,} solves "
+            f"{scores['solved']} of {scores['cubes']} full scrambles, mean length "
+            f"{scores['mean_length'] or '-'} ({summary['kept']} kept)\n"
+            f"everything is in {directory}; solve with it: agents/qstar_cube3_solve.py --network "
+            f"{directory / 'model.safetensors'} --random 5\n"
+            f"curves: tensorboard --logdir {directory}"
+        )
+        return summary
+
+
+def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
+    """The whole of the training, from nothing or from the last checkpoint; returns the summary."""
+    device = choose_device(config.device)
+    set_threads(config.threads)
+    software = versions()
+    paper = config.recipe == "paper"
+    walk_share = 0.0 if paper else config.walk_share
+    walk_length = PAPER_WALK_LENGTH if paper else config.walk_length
+
+    # -- The parts -----------------------------------------------------------------------------
+    domain, turns = Cube3(config.actions, device=device), Cube3(12, device=device)
+    m = domain.max_turns
+    ball = None if paper else Perimeter(turns, turns.goal, config.ball_depth)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    walks = CubeWalks(domain, walk_length, ball, generator)
+    network = ByteQNetwork(
+        domain.feature_offsets,
+        domain.num_features,
+        len(domain.sequences),
+        embedding_size=config.embedding_size,
+        hidden_size=config.hidden_size,
+        num_blocks=config.num_blocks,
+        mean_output=1.0 if paper else walk_length / m / 2,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    if config.trunk is not None:
+        take_trunk(network, config.trunk)
+    learner = QIterationLearner(network.to(device), learning_rate=config.learning_rate)
+    evaluator = CubeEvaluator(domain, ball, width=config.evaluation_width)
+    means = MeanMetrics()
+    card = {
+        "agent": AGENT,
+        "domain": "cube3",
+        "actions": str(config.actions),
+        "embedding_size": str(config.embedding_size),
+        "hidden_size": str(config.hidden_size),
+        "num_blocks": str(config.num_blocks),
+    }
+
+    def bellman_target(states: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Drawn actions [B] and targets [B]: 1 + cost of the next state, exact where it is known.
+
+        Otherwise no less than beyond the ball, and no more than the walk and the action took.
+        """
+        q = learner.action_values(states)
+        chances = torch.softmax(-q / config.temperature, dim=1)
+        action = torch.multinomial(chances, 1, generator=generator)[:, 0]
+        next_states = domain.apply(states, action)
+        cost = learner.next_cost(next_states)
+        if paper:
+            return action, 1.0 + torch.where(turns.is_goal(next_states), 0.0, cost)
+        at_most = torch.ceil(steps / m) + 1.0
+        at_least = math.ceil((config.ball_depth + 1) / m)
+        known = walks.distance(next_states)
+        cost = torch.minimum(cost.clamp(min=at_least), at_most)
+        return action, 1.0 + torch.where(known.isinf(), cost, torch.ceil(known / m))
+
+    def fraction() -> float:
+        """Of the training that is done."""
+        if config.total_updates:
+            return count.step / config.total_updates
+        return state.seconds / (60.0 * config.minutes)
+
+    def learning_rate(done: float) -> float:
+        if done < walk_share:  # constant, then linear
+            return config.learning_rate * max(0.02, min(1.0, 2.0 * (1.0 - done / walk_share)))
+        done = (done - walk_share) / max(1e-9, 1.0 - walk_share)
+        start = config.learning_rate if paper else config.bellman_learning_rate
+        return start * max(0.02, 1.0 - done)
+
+    # -- Where it stands -----------------------------------------------------------------------
+    progress = TrainingProgress(config.total_updates or 1)
+    count = CubeCounters()
+    state = TrainingState(
+        run.directory,
+        count,
+        parts={"learner": learner, "means": means, "walks": walks},
+        model=learner.online,
+        card=card,
+        info={"versions": software},
+        say=progress.say,
+    )
+    state.resume()
+    progress.begin_at(count.step)
+    log = MetricsLog(
+        run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+    )
+    walk_model = run.directory / WALK_MODEL_FILE
+
+    def check_finite() -> None:
+        if not all(math.isfinite(mean) for mean in means.peek().values()):
+            raise RunFailure(
+                f"the loss became NaN or infinite by update {count.step:,}; the last good "
+                f"checkpoint stands in {run.directory}: start anew with a lower --learning-rate"
+            )
+
+    # -- The loop ------------------------------------------------------------------------------
+    with progress, log:
+        shown = {"loss": math.nan, "solved": math.nan, "length": math.nan}
+        while (done := fraction()) < 1.0 and not stop:
+            if crossings(count.evaluated_at_step, count.step, config.evaluation_period_updates):
+                count.evaluated_at_step = count.step
+                scores = evaluator.evaluate(learner.action_values, config.evaluation_cubes)
+                log.write_evaluation(count.step, scores.figures())
+                progress.say(f"update {count.step:,}: {scores}")
+                shown |= {"solved": scores.solved / scores.cubes, "length": scores.mean_length}
+                if stop:
+                    break
+
+            part = walks.batch(config.batch_size)
+            rate = learning_rate(done)
+            learner.set_learning_rate(rate)
+            walking = done < walk_share
+            if walking:
+                metrics = learner.update_walk(part.states, part.actions, part.labels)
+            else:
+                if count.bellman_updates == 0:
+                    save_model(walk_model, learner.online.state_dict(), card)
+                if count.bellman_updates % config.target_period_updates == 0:
+                    learner.sync_target()
+                actions, target = bellman_target(part.states, part.steps)
+                metrics = learner.update_bellman(part.states, actions, target)
+                count.bellman_updates += 1
+            means.add({name: value[None] for name, value in metrics.items()})
+            before, count.step, count.updates = count.step, count.step + 1, count.updates + 1
+
+            if crossings(before, count.step, config.log_period_updates):
+                check_finite()
+                mean = means.pop()
+                row = {
+                    "charts/learning_rate": rate,
+                    "charts/bellman": float(not walking),
+                    "charts/states_per_second": progress.steps_per_second * config.batch_size,
+                    "charts/wall_seconds": state.seconds,
+                    "losses/q": mean["loss"],
+                    "diagnostics/q": mean["q"],
+                    "diagnostics/grad_norm": mean["grad_norm"],
+                }
+                log.write(count.step, row)
+                shown["loss"] = mean["loss"]
+                progress.total_steps = max(count.step, round(count.step / max(fraction(), 1e-9)))
+                progress.update(count.step, shown)
+            if crossings(before, count.step, config.checkpoint_period_updates):
+                check_finite()
+                state.save()
+
+        check_finite()
+        state.save()
+        log.flush()
+        if stop:
+            progress.say(f"stopped at update {count.step:,}; the same command continues")
+            raise SystemExit(stop.exit_code)
+
+        # -- The end: the better of walk and bellman by search, a summary ------------------------
+        best: Scores = evaluator.evaluate(learner.action_values, config.final_evaluation_cubes)
+        kept = "bellman" if walk_share < 1.0 else "walk"
+        if walk_model.exists() and walk_share > 0.0:
+            tensors, _ = load_model(walk_model)
+            bellman = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+            network.load_state_dict(tensors)
+            of_walk = evaluator.evaluate(learner.action_values, config.final_evaluation_cubes)
+            progress.say(f"bellman: {best}\nwalk: {of_walk}")
+            if of_walk.better_than(best):
+                best, kept = of_walk, "walk"
+            else:
+                network.load_state_dict(bellman)
+            save_model(
+                run.directory / "model.safetensors", network.state_dict(),
+                {**card, "step": str(count.step)},
+            )  # fmt: skip
+        log.write_evaluation(count.step, best.figures())
+        summary = {
+            "agent": AGENT,
+            "env_id": domain.name,
+            "seed": config.seed,
+            "total_steps": count.step,
+            "num_updates": count.step,
+            "num_states": count.step * config.batch_size,
+            "kept": kept,
+            "eval": best.as_json() | {"width": evaluator.width},
+            "steps_per_second": count.step / state.seconds,
+            "wall_seconds": state.seconds,
+            "num_parameters": sum(p.numel() for p in network.parameters()),
+            "device": str(device),
+            "machine": describe(device),
+            "versions": software,
+        }
+        run.finish(summary)
+        return summary
+
+
+def take_trunk(network: ByteQNetwork, path: Path) -> None:
+    """Copies all layers but the last from a model file."""
+    tensors, _ = load_model(path)
+    own = network.state_dict()
+    for name, tensor in tensors.items():
+        if name.startswith("head."):
+            continue
+        if name not in own or own[name].shape != tensor.shape:
+            raise UserError(
+                f"--trunk {path}: {name} is of another shape; give the sizes that it was trained "
+                "with as --embedding-size, --hidden-size and --num-blocks"
+            )
+        own[name].copy_(tensor)
+
+
+if __name__ == "__main__":
+    exit_with(main, command_line)

@@ -1,0 +1,85 @@
+"""Q(s, .) of states that are rows of bytes: puzzles, cubes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from classicrl.networks.linear import Linear
+
+
+class ByteQNetwork(nn.Module):
+    """Byte states -> Q-values: embedding, a narrowing layer, residual blocks, an output layer.
+
+    The shape of F. Agostinelli et al. (arXiv 2102.04518, section 5) without batch normalisation.
+    Its first layer multiplies a one-hot vector by a matrix; here the rows that the ones would pick
+    are added up, which gives the same in a fraction of the time.
+
+    Args:
+        offsets: of each byte, [S]: byte i of value v picks row ``offsets[i] + v``.
+        num_rows: of the embedding: above every ``offsets[i] + v``.
+        num_actions: A.
+        embedding_size: E.
+        hidden_size: H, of the narrowing layer and the blocks.
+        num_blocks: residual blocks of two layers each.
+        mean_output: what every output is at first, about.
+
+    Shapes:
+        uint8 ``[B, S]`` -> float32 ``[B, A]``.
+    """
+
+    def __init__(
+        self,
+        offsets: Sequence[int],
+        num_rows: int,
+        num_actions: int,
+        *,
+        embedding_size: int = 1024,
+        hidden_size: int = 256,
+        num_blocks: int = 1,
+        mean_output: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.offsets: Tensor
+        self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
+        self.embedding = nn.Parameter(torch.empty(num_rows, embedding_size))
+        self.embedding_bias = nn.Parameter(torch.zeros(embedding_size))
+        self.narrow = Linear(embedding_size, hidden_size)
+        self.blocks = nn.ModuleList(_Block(hidden_size) for _ in range(num_blocks))
+        self.head = Linear(hidden_size, num_actions)
+        # Variance 1 after the first layer: S rows are added up. He's scale after each ReLU; a block
+        # begins as the identity, so depth changes nothing at first.
+        nn.init.normal_(self.embedding, 0.0, len(offsets) ** -0.5, generator=generator)
+        layers = list(self.modules())
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                scale = (2.0 / layer.in_features) ** 0.5
+                nn.init.normal_(layer.weight, 0.0, scale, generator=generator)
+                nn.init.zeros_(layer.bias)
+        for layer in layers:
+            if isinstance(layer, _Block):
+                nn.init.zeros_(layer.second.weight)
+        nn.init.constant_(self.head.bias, mean_output)
+
+    def forward(self, states: Tensor) -> Tensor:
+        rows = states + self.offsets  # [B, S] int64
+        x = torch.relu(
+            functional.embedding_bag(rows, self.embedding, mode="sum") + self.embedding_bias
+        )
+        x = torch.relu(self.narrow(x))  # [B, H]
+        for block in self.blocks:
+            x = block(x)
+        q: Tensor = self.head(x)
+        return q  # [B, A]
+
+
+class _Block(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.first = Linear(size, size)
+        self.second = Linear(size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.second(torch.relu(self.first(x))))

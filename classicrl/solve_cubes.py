@@ -1,0 +1,222 @@
+"""From a command line to solved cubes: for ``agents/qstar_cube3_solve.py`` and ``classicrl solve``.
+
+Torch is imported only once there is something to solve, so that ``--help`` answers at once.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from classicrl.command_line import require_positive
+from classicrl.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from classicrl.cube_solver import CubeSolution
+    from classicrl.search.solution import Progress
+
+SearchName = Literal["qstar", "astar", "deferred-astar", "q-beam"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SolveSettings:
+    """How to search. What is None is the preset's business."""
+
+    preset: Literal["fast", "best"] = "fast"
+    """fast: about a second a cube. best: shorter solutions, half a minute."""
+    search: SearchName | None = None
+    """One search instead of the preset's ladder."""
+    weight: float | None = None
+    """Of the moves made against those estimated to remain, 0 to 1. Default: 0.3, best 0.6."""
+    batch_size: int | None = None
+    """States per batch; the width of q-beam."""
+    stop: Literal["bound", "first"] = "bound"
+    """bound: until nothing better is promised. first: at the first solution."""
+    max_nodes: int | None = None
+    """States to generate in a search. Default: 3,000,000; in a ladder, 200 times the width."""
+    max_seconds: float = 600.0
+    """For a cube."""
+    perimeter: int | None = None
+    """Turns around the solved cube where the rest is looked up, 0 to 6. Default: 5, best 6."""
+    symmetries: int | None = None
+    """Of 48, over which the network's answers are averaged. Default: 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SolveConfig(SolveSettings):
+    """Exactly one of scramble, facelets, scrambles-file and random says which cubes."""
+
+    scramble: str | None = None
+    """Moves that scrambled a solved cube."""
+    facelets: str | None = None
+    """54 letters of URFDLB."""
+    scrambles_file: Path | None = None
+    """A file with a scramble a line."""
+    random: int = 0
+    """So many random cubes, of 100 to 200 quarter turns each."""
+    seed: int = 0
+    """Of random cubes."""
+    actions: Literal[12, 156, 1884] = 12
+    """Quarter turns, and sequences of up to two or three as well."""
+    network: Path | None = None
+    """A model file or a run of qstar_cube3_train. Default: the one in the package."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU if there is one."""
+    threads: int = 0
+    """CPU threads; 0: all that this process may use."""
+    json: Path | None = None
+    """Write the solutions there."""
+    html: Path | None = None
+    """Write an animated page there."""
+    gif: Path | None = None
+    """Write a picture of the first solution there."""
+
+
+def solve_cubes(config: SolveConfig) -> dict[str, Any]:
+    """Solves; returns what ``--json`` writes. Leaves with exit code 1 if a cube stays unsolved."""
+    from rich.console import Console
+
+    from classicrl.cube_solver import CubeSolver, load_network, shipped_network
+    from classicrl.domains.cube3 import to_facelets
+    from classicrl.machine import choose_device, set_threads
+    from classicrl.views.cube3 import terminal_net
+
+    require_positive(
+        config,
+        may_be_zero={"weight", "perimeter", "random", "seed", "threads"},
+        at_most_one={"weight"},
+    )
+    set_threads(config.threads)
+    device = choose_device(config.device)
+    cubes = cubes_of(config)
+    for path in (config.json, config.html, config.gif):
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"{path.parent} is no directory: make it, or write elsewhere")
+    network = load_network(config.network or shipped_network(config.actions), device)
+    names = {field.name for field in dataclasses.fields(SolveSettings)}
+    chosen = {k: v for k, v in dataclasses.asdict(config).items() if k in names}
+    solver = CubeSolver(network, SolveSettings(**chosen))
+
+    console = Console(file=sys.stderr)
+    solutions = []
+    for number, start in enumerate(cubes, start=1):
+        if len(cubes) == 1 and console.is_terminal:
+            print(terminal_net(to_facelets(start), color=True), file=sys.stderr)
+        with console.status(f"cube {number} of {len(cubes)}") as status:
+
+            def show(
+                search: str, now: "Progress", number: int = number, status: Any = status
+            ) -> None:
+                rate = now.num_generated / max(now.seconds, 1e-9)
+                status.update(
+                    f"cube {number} of {len(cubes)}: {search}, {now.num_generated:,} nodes, "
+                    f"{rate:,.0f}/s, best f {now.best_f:.1f}, open {now.num_open:,}"
+                )
+
+            solution = solver.solve(start.to(device), show)
+        solutions.append(solution)
+        print(f"{number:3d}  {described(solution)}", flush=True)
+    write_outputs(config, cubes, solutions)
+    solved = [solution for solution in solutions if solution.solved]
+    if len(solutions) > 1 and solved:
+        lengths = [len(solution.turns) for solution in solved]
+        seconds = sorted(solution.seconds for solution in solutions)
+        median = seconds[len(seconds) // 2]
+        print(
+            f"solved {len(solved)} of {len(solutions)}: mean {sum(lengths) / len(solved):.2f} "
+            f"quarter turns ({min(lengths)}-{max(lengths)}), median {median:.2f} s"
+        )
+    if len(solved) < len(solutions):
+        raise SystemExit(1)
+    return {"cubes": [solution.as_json() for solution in solutions]}
+
+
+def cubes_of(config: SolveConfig) -> "list[Tensor]":
+    """The states to solve, uint8 [20] each."""
+    import torch
+
+    from classicrl.domains.cube3 import Cube3, from_facelets, parse_moves
+
+    given = [
+        config.scramble is not None,
+        config.facelets is not None,
+        config.scrambles_file is not None,
+        config.random != 0,
+    ]
+    if sum(given) != 1:
+        raise UserError(
+            "say which cubes to solve: one of --scramble, --facelets, --scrambles-file, --random"
+        )
+    turns = Cube3(12)
+    if config.scramble is not None:
+        return [turns.after(parse_moves(config.scramble))]
+    if config.facelets is not None:
+        return [from_facelets(config.facelets)]
+    if config.scrambles_file is not None:
+        return [turns.after(scramble) for scramble in scrambles_of(config.scrambles_file)]
+    if not 1 <= config.random <= 1_000_000:
+        raise UserError(f"--random must be from 1 to 1,000,000, got {config.random}")
+    generator = torch.Generator().manual_seed(config.seed)
+    return list(turns.random_states(config.random, generator))
+
+
+def scrambles_of(path: Path) -> list[list[int]]:
+    """The quarter turns of each line that is not empty."""
+    from classicrl.domains.cube3 import parse_moves
+
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    scrambles = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                scrambles.append(parse_moves(line))
+            except UserError as error:
+                raise UserError(f"{path}, line {number}, {error}") from error
+    if not scrambles:
+        raise UserError(f"{path} holds no scramble: write one a line")
+    return scrambles
+
+
+def described(solution: "CubeSolution") -> str:
+    """One line."""
+    figures = f"{solution.seconds:.2f} s, {solution.nodes_generated:,} nodes"
+    if not solution.solved:
+        return f"not solved within the limits ({solution.stopped}; {figures})"
+    length = solution.as_json()
+    return (
+        f"{solution.moves or '(solved already)'}  [{len(solution.turns)} quarter turns, "
+        f"{length['length_htm']} with half turns, {figures}]"
+    )
+
+
+def write_outputs(
+    config: SolveConfig, cubes: "list[Tensor]", solutions: "list[CubeSolution]"
+) -> None:
+    """JSON, HTML and GIF, as far as they are asked for."""
+    from classicrl.checkpoint import write_atomic
+    from classicrl.domains.cube3 import to_facelets
+    from classicrl.views.cube3 import SolvedCube, gif, html_page
+
+    shown = [
+        SolvedCube(
+            to_facelets(cube),
+            tuple(solution.moves.split()),
+            f"{len(solution.turns)} quarter turns, {solution.seconds:.2f} s, "
+            f"{solution.nodes_generated:,} nodes",
+        )
+        for cube, solution in zip(cubes, solutions, strict=True)
+        if solution.solved
+    ]
+    if config.json is not None:
+        document = {"cubes": [solution.as_json() for solution in solutions]}
+        write_atomic(config.json, (json.dumps(document, indent=2) + "\n").encode())
+    if config.html is not None and shown:
+        write_atomic(config.html, html_page(shown).encode())
+    if config.gif is not None and shown:
+        gif(shown[0], config.gif)

@@ -1,0 +1,293 @@
+"""Solving cubes as a user does: the script, its files, and one clear line for everything wrong."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from script_process import command_line
+
+from classicrl.cube_solver import CubeSolver, averaged, load_network
+from classicrl.domains.cube3 import MOVES, SOLVED, Cube3, parse_moves, to_facelets
+from classicrl.errors import UserError
+from classicrl.networks.byte_q_network import ByteQNetwork
+from classicrl.solve_cubes import SolveConfig, SolveSettings, solve_cubes
+
+SIZES = {"embedding_size": 12, "hidden_size": 7, "num_blocks": 2}
+
+
+def card(actions: int | str = 12, **changes: str) -> dict[str, str]:
+    words = {"domain": "cube3", "actions": str(actions)}
+    return words | {name: str(size) for name, size in SIZES.items()} | changes
+
+
+def weights(actions: int = 12) -> dict[str, torch.Tensor]:
+    domain = Cube3(actions)
+    generator = torch.Generator().manual_seed(3)
+    network = ByteQNetwork(
+        domain.feature_offsets,
+        domain.num_features,
+        len(domain.sequences),
+        mean_output=9.0,
+        generator=generator,
+        **SIZES,  # type: ignore[arg-type]
+    )
+    return dict(network.state_dict())
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that answers 1 always: no estimate is too high, so searches are exact, if slow."""
+    path = tmp_path_factory.mktemp("network") / "model.safetensors"
+    save_file(ones(weights()), path, card())
+    return path
+
+
+def ones(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    flat = {"head.weight": torch.zeros_like, "head.bias": torch.ones_like}
+    return tensors | {name: fill(tensors[name]) for name, fill in flat.items()}
+
+
+SHORT = "R U' F2 L D' B R' U"  # 9 quarter turns
+
+
+@pytest.mark.parametrize("search", [None, "qstar", "astar", "deferred-astar", "q-beam"])
+def test_every_search_solves_a_short_scramble(network: Path, search: str | None) -> None:
+    config = SolveConfig(
+        scramble=SHORT, network=network, search=search, perimeter=5, weight=1.0,
+        batch_size=20_000 if search == "q-beam" else 300,
+        threads=1, max_nodes=200_000,
+    )  # type: ignore[arg-type]  # fmt: skip
+    (solution,) = solve_cubes(config)["cubes"]
+    assert solution["solved"]
+    moves = parse_moves(solution["moves"])
+    assert len(moves) == solution["length_qtm"] == solution["cost"]
+    assert len(moves) % 2 == 1  # the parity of the scramble
+    assert to_facelets(Cube3(12).after([*parse_moves(SHORT), *moves])) == SOLVED
+
+
+@pytest.mark.parametrize("actions", [156, 1884])
+def test_sequences_as_actions_are_written_out_as_quarter_turns(
+    tmp_path: Path, actions: int
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(ones(weights(actions)), path, card(actions))
+    solver = CubeSolver(load_network(path), SolveSettings(search="qstar", perimeter=3, weight=1.0))
+    scramble = parse_moves("R U' F2 L")
+    solution = solver.solve(Cube3(12).after(scramble))
+    assert solution.solved
+    assert solution.cost == -(-len(solution.turns) // (2 if actions == 156 else 3)) <= 3
+    assert to_facelets(Cube3(12).after([*scramble, *solution.turns])) == SOLVED
+
+
+def test_a_solved_cube_needs_no_moves(network: Path) -> None:
+    (solution,) = solve_cubes(SolveConfig(facelets=SOLVED, network=network, threads=1))["cubes"]
+    assert solution["solved"] and solution["moves"] == "" and solution["length_qtm"] == 0
+
+
+def test_averaging_over_symmetries_gives_symmetric_answers(tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "model.safetensors", card())
+    loaded = load_network(tmp_path)
+    domain = loaded.domain
+    states = domain.random_states(5, torch.Generator().manual_seed(1))
+    mean = averaged(domain, loaded.network, 48)
+    with torch.no_grad():
+        q = mean(states)
+        assert averaged(domain, loaded.network, 1)(states).shape == (5, 12)
+        for symmetry in domain.symmetries()[:10]:
+            torch.testing.assert_close(mean(symmetry.image(states))[:, symmetry.actions], q)
+        assert not torch.allclose(loaded.network(states), q, atol=1e-3)
+
+
+def test_files_hold_what_was_found(network: Path, tmp_path: Path) -> None:
+    scrambles = tmp_path / "scrambles.txt"
+    scrambles.write_text("R U\n\n  F' D2 \n")
+    config = SolveConfig(
+        scrambles_file=scrambles,
+        network=network,
+        threads=1,
+        json=tmp_path / "out.json",
+        html=tmp_path / "out.html",
+        gif=tmp_path / "out.gif",
+    )
+    returned = solve_cubes(config)
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written == returned
+    assert [cube["moves"] for cube in written["cubes"]] == ["U' R'", "D' D' F"]
+    assert [cube["length_htm"] for cube in written["cubes"]] == [2, 2]
+    expected = {"solved", "moves", "length_qtm", "length_htm", "cost", "nodes_generated"}
+    assert expected | {"states_evaluated", "seconds", "search"} <= written["cubes"][0].keys()
+    assert (tmp_path / "out.gif").read_bytes()[:4] == b"GIF8"
+    assert "<html" in (tmp_path / "out.html").read_text()
+
+
+def test_random_cubes_depend_on_the_seed_alone() -> None:
+    from classicrl.solve_cubes import cubes_of
+
+    first = cubes_of(SolveConfig(random=3, seed=5))
+    again = cubes_of(SolveConfig(random=3, seed=5))
+    other = cubes_of(SolveConfig(random=3, seed=6))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0]) and not torch.equal(first[0], first[1])
+
+
+def test_what_no_limit_allows_is_left_unsolved_with_exit_code_1(network: Path) -> None:
+    config = SolveConfig(
+        random=2, network=network, search="qstar", max_nodes=500, perimeter=0, threads=1
+    )
+    with pytest.raises(SystemExit) as stopped:
+        solve_cubes(config)
+    assert stopped.value.code == 1
+
+
+def swapped(text: str, i: int, j: int) -> str:
+    letters = list(text)
+    letters[i], letters[j] = letters[j], letters[i]
+    return "".join(letters)
+
+
+def cycled(text: str, *places: int) -> str:
+    letters = list(text)
+    for place, source in zip(places, places[1:] + places[:1], strict=True):
+        letters[place] = text[source]
+    return "".join(letters)
+
+
+BAD_MOVES = {
+    "R3": "no move", "Rw": "two layers", "r": "two layers", "M": "middle slice", "E'": "slice",
+    "S2": "slice", "x": "whole cube", "y'": "whole cube", "z2": "whole cube", "R''": "no move",
+    "R2'2": "no move", "RU": "no move", "R U Q": "move 3", "1": "no move", "(R U)": "move 1",
+    "R,U": "no move", "u": "two layers", "f2": "two layers", "3Rw": "two layers", "R-": "no move",
+    "U R' F2 R22": "move 4", "\N{GREEK CAPITAL LETTER RHO}": "no move",
+}  # fmt: skip
+BAD_FACELETS = {
+    "": "54 facelets", "U": "these are 1", SOLVED + "U": "these are 55", SOLVED[:-1]: "are 53",
+    "X" + SOLVED[1:]: "'X'", SOLVED.lower(): "letters URFDLB", "R" + SOLVED[1:]: "facelets",
+    swapped(SOLVED, 4, 13): "centre", SOLVED.replace("U", "D"): "facelets U",
+    swapped(SOLVED, 8, 27): "no cubie", swapped(SOLVED, 5, 10): "edge is flipped",
+    cycled(SOLVED, 8, 9, 20): "corner is twisted", cycled(SOLVED, 9, 8, 20): "corner is twisted",
+    swapped(SOLVED, 8, 9): "no cubie",
+    swapped(swapped(SOLVED, 10, 19), 5, 7): "swapped", swapped(SOLVED, 0, 9): "no cubie",
+    swapped(SOLVED, 1, 10): "no cubie", " " * 54: "54 facelets", "U" * 54: "these are 54",
+    swapped(swapped(SOLVED, 3, 32), 37, 16): "swapped",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("moves", "message"), BAD_MOVES.items())
+def test_bad_moves(moves: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        solve_cubes(SolveConfig(scramble=moves, threads=1))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("facelets", "message"), BAD_FACELETS.items())
+def test_bad_facelets(facelets: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        solve_cubes(SolveConfig(facelets=facelets, threads=1))
+    assert "\n" not in str(refused.value)
+
+
+BAD_SETTINGS: list[tuple[dict[str, object], str]] = [
+    ({"random": 0}, "say which cubes"),
+    ({"random": -1}, "--random must not be negative"),
+    ({"random": 10_000_000}, "--random must"),
+    ({"random": 1, "scramble": "R"}, "say which cubes"),
+    ({"facelets": SOLVED, "scramble": "R"}, "say which cubes"),
+    ({"scrambles_file": Path("/nowhere/at/all")}, "cannot be read"),
+    ({"random": 1, "weight": -0.1}, "--weight"),
+    ({"random": 1, "weight": 1.5}, "--weight"),
+    ({"random": 1, "weight": float("nan")}, "--weight"),
+    ({"random": 1, "batch_size": 0}, "--batch-size"),
+    ({"random": 1, "batch_size": -5}, "--batch-size"),
+    ({"random": 1, "batch_size": 1 << 40}, "--batch-size"),
+    ({"random": 1, "max_nodes": 0}, "--max-nodes"),
+    ({"random": 1, "max_nodes": 1 << 50}, "--max-nodes"),
+    ({"random": 1, "max_seconds": 0.0}, "--max-seconds"),
+    ({"random": 1, "max_seconds": -1.0}, "--max-seconds"),
+    ({"random": 1, "max_seconds": float("nan")}, "--max-seconds"),
+    ({"random": 1, "perimeter": -1}, "--perimeter"),
+    ({"random": 1, "perimeter": 7}, "--perimeter"),
+    ({"random": 1, "symmetries": 0}, "--symmetries"),
+    ({"random": 1, "symmetries": 49}, "--symmetries"),
+    ({"random": 1, "json": Path("/nowhere/at/all.json")}, "no directory"),
+    ({"random": 1, "html": Path("/nowhere/at/all.html")}, "no directory"),
+    ({"random": 1, "gif": Path("/nowhere/at/all.gif")}, "no directory"),
+    ({"random": 1, "threads": -1}, "--threads"),
+    ({"random": 1, "seed": -1}, "--seed"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_SETTINGS, ids=str)
+def test_bad_settings(network: Path, changes: dict[str, object], message: str) -> None:
+    config = dataclasses.replace(SolveConfig(network=network, threads=1), **changes)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=message) as refused:
+        solve_cubes(config)
+    assert "\n" not in str(refused.value)
+
+
+def without(name: str) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda tensors: tensors.pop(name)
+
+
+BAD_NETWORKS: list[tuple[dict[str, str], Callable[[dict[str, torch.Tensor]], object], str]] = [
+    (card(domain="go"), len, "holds no network for the cube"),
+    ({}, len, "holds no network for the cube"),
+    (card("twelve"), len, "holds no network for the cube"),
+    (card(13), len, "12, 156 or 1884"),
+    (card(156), len, "does not fit"),
+    (card(hidden_size="8"), len, "does not fit"),
+    (card(embedding_size="1000000"), len, "impossible size"),
+    (card(num_blocks="-1"), len, "holds no network"),
+    (card(num_blocks="3"), len, "missing"),
+    (card(), without("head.weight"), "head.weight is missing"),
+    (card(), lambda t: t.update(extra=torch.zeros(2)), "extra"),
+    (card(), lambda t: t["head.bias"].fill_(float("nan")), "NaN or infinite"),
+]
+
+
+@pytest.mark.parametrize(("words", "damage", "message"), BAD_NETWORKS)
+def test_bad_networks(
+    tmp_path: Path,
+    words: dict[str, str],
+    damage: Callable[[dict[str, torch.Tensor]], object],
+    message: str,
+) -> None:
+    tensors = {name: tensor.clone() for name, tensor in weights().items()}
+    damage(tensors)
+    save_file(tensors, tmp_path / "model.safetensors", words)
+    with pytest.raises(UserError, match=message) as refused:
+        load_network(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a network", b"\xff" * 100])
+def test_files_that_are_no_networks(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="not a valid safetensors file"):
+        load_network(tmp_path)
+    with pytest.raises(UserError, match="is not a file"):
+        load_network(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "no scramble"), ("R\nU X\n", "line 2, move 2"), ("\n \n", "no scr")]
+)
+def test_bad_scramble_files(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(UserError, match=message):
+        solve_cubes(SolveConfig(scrambles_file=tmp_path / "file", threads=1))
+
+
+def test_the_script_answers_bad_input_with_one_line(tmp_path: Path) -> None:
+    exit_code, output = command_line(
+        "qstar_cube3_solve", "--scramble", "R Q", output=tmp_path / "output"
+    )
+    assert exit_code == 2
+    assert output.strip().splitlines() == [line for line in output.splitlines() if "move 2" in line]
+
+
+def test_moves_are_named_as_everywhere() -> None:
+    assert " ".join(MOVES) == "U U' R R' F F' D D' L L' B B'"

@@ -1,0 +1,170 @@
+"""The script that trains networks for the cube: it learns, stops, continues, and is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from script_process import command_line, load_script
+
+from classicrl.algorithms.q_iteration import QIterationLearner
+from classicrl.cube_solver import load_network
+from classicrl.domains.cube3 import Cube3
+from classicrl.domains.cube3_walks import CubeWalks
+from classicrl.domains.pancake import Pancake
+from classicrl.errors import UserError
+from classicrl.loggers import read_csv
+from classicrl.networks.byte_q_network import ByteQNetwork
+from classicrl.search.nodes import Perimeter
+
+SETTINGS: dict[str, Any] = {
+    "total_updates": 60,
+    "threads": 1,
+    "device": "cpu",
+    "embedding_size": 24,
+    "hidden_size": 16,
+    "batch_size": 200,
+    "walk_length": 9,
+    "ball_depth": 3,
+    "log_period_updates": 10,
+    "evaluation_period_updates": 20,
+    "evaluation_cubes": 1,
+    "final_evaluation_cubes": 2,
+    "evaluation_width": 8,
+    "checkpoint_period_updates": 20,
+    "target_period_updates": 7,
+}
+
+
+def run(directory: Path, **changes: Any) -> dict[str, Any]:
+    script = load_script("qstar_cube3_train")
+    summary: dict[str, Any] = script.main(script.Config(**SETTINGS | changes, run_dir=directory))
+    return summary
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return dict(load_network(directory).network.state_dict())
+
+
+@pytest.mark.parametrize("actions", [12, 156])
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_a_run_leaves_a_network_that_can_solve(tmp_path: Path, actions: int, recipe: str) -> None:
+    summary = run(tmp_path, actions=actions, recipe=recipe)
+    assert summary["num_updates"] == 60 and summary["num_states"] == 12_000
+    assert summary["kept"] in ({"walk", "bellman"} if recipe == "default" else {"bellman"})
+    assert load_network(tmp_path).domain.max_turns == (1 if actions == 12 else 2)
+    table = read_csv(tmp_path / "metrics.csv")
+    assert table["step"].tolist() == [10, 20, 30, 40, 50, 60]
+    # walk_share 0.7: of the last 18 updates.
+    expected = [0, 0, 0, 0, 1, 1] if recipe == "default" else [1] * 6
+    assert table["charts/bellman"].tolist() == expected
+    assert read_csv(tmp_path / "evaluations.csv")["step"].tolist() == [20, 40, 60]
+    assert json.loads((tmp_path / "summary.json").read_text())["eval"]["cubes"] == 2
+    assert run(tmp_path, actions=actions, recipe=recipe) == summary  # finished: reported again
+
+
+def test_walks_teach_and_a_trunk_is_taken_over(tmp_path: Path) -> None:
+    run(tmp_path / "long", total_updates=300, walk_share=1.0, log_period_updates=50)
+    loss = read_csv(tmp_path / "long" / "metrics.csv")["losses/q"]
+    assert loss[-1] < 0.5 * loss[0]
+    first, second = tmp_path / "long", tmp_path / "second"
+    model = first / "model.safetensors"
+    run(second, actions=156, trunk=model, total_updates=1, bellman_learning_rate=1e-9, walk_share=0)
+    for name, tensor in weights(first).items():
+        if not name.startswith("head"):
+            torch.testing.assert_close(weights(second)[name], tensor, atol=1e-6, rtol=0)
+    with pytest.raises(UserError, match="is of another shape"):
+        run(tmp_path / "third", trunk=model, hidden_size=8)
+
+
+def test_a_continued_run_equals_one_without_a_break(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "whole")
+    script = load_script("qstar_cube3_train")
+    learner = script.QIterationLearner
+    calls = 0
+
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            raise KeyboardInterrupt
+        return update(self, *arguments)
+
+    update = learner.update_walk
+    monkeypatch.setattr(learner, "update_walk", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts")
+    monkeypatch.setattr(learner, "update_walk", update)
+    run(tmp_path / "parts")
+    ours, theirs = weights(tmp_path / "parts"), weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--minutes", "0"], "--minutes must be positive"),
+        (["--walk-share", "1.5"], "--walk-share must be at most 1"),
+        (["--trunk", "/nowhere"], "is not a file"),
+        (["--batch-size", "-3"], "--batch-size must be positive"),
+        (["--actions", "18"], "18"),
+    ],
+)
+def test_bad_flags_exit_2(tmp_path: Path, arguments: list[str], message: str) -> None:
+    exit_code, output = command_line(
+        "qstar_cube3_train", *arguments, "--run-dir", str(tmp_path / "run"), output=tmp_path / "out"
+    )
+    assert exit_code == 2 and message in output and "Traceback" not in output
+
+
+def test_labels_follow_the_walk() -> None:
+    """Children on the walk: exact in the ball, else the steps taken; cost in actions."""
+    turns = Cube3(12)
+    ball = Perimeter(turns, turns.goal, 3)
+    for actions in (12, 156, 1884):
+        domain = Cube3(actions)
+        m = domain.max_turns
+        walks = CubeWalks(domain, 8, ball, torch.Generator().manual_seed(2))
+        batch = walks.draw(40)
+        assert batch.states.shape == (320, 20) and batch.actions.shape == (320, 2 * m)
+        assert sorted(set(batch.steps.tolist())) == list(range(1, 9))
+        for j, (action, label) in enumerate(zip(batch.actions.T, batch.labels.T, strict=True)):
+            there = action >= 0
+            along = batch.steps[there] + (j // 2 + 1) * (1 if j % 2 else -1)
+            known = walks.distance(domain.apply(batch.states[there], action[there]))
+            exact = 1 + torch.ceil(known / m)
+            bound = 1 + torch.ceil(torch.clamp(along, min=4) / m)
+            expected = torch.where(known.isinf(), bound, exact)
+            torch.testing.assert_close(label[there], expected)
+        # Only a step back beyond the solved cube has no label.
+        assert torch.equal(batch.actions < 0, batch.actions < 0)
+        assert bool((batch.actions[:, 1::2] >= 0).all()) and bool((batch.actions[:, 0] >= 0).all())
+
+
+def test_bellman_updates_reach_the_exact_costs_of_a_small_problem() -> None:
+    """The 4-pancake, 24 states: Q becomes 1 + d(child)."""
+    domain = Pancake(4)
+    layers = Perimeter(domain, domain.goal, 4)
+    states = layers._nodes.states[:24]
+    distance = layers._nodes.path_cost[:24]
+    generator = torch.Generator().manual_seed(0)
+    network = ByteQNetwork(
+        [4 * i for i in range(4)], 16, 3, embedding_size=64, hidden_size=32, generator=generator
+    )
+    learner = QIterationLearner(network, learning_rate=2e-3)
+    for update in range(1_500):
+        action = torch.randint(3, (24,), generator=generator)
+        children = domain.apply(states, action)
+        cost = torch.where(domain.is_goal(children), 0.0, learner.next_cost(children))
+        learner.update_bellman(states, action, 1.0 + cost)
+        if update % 50 == 0:
+            learner.sync_target()
+    for action in range(3):
+        children = domain.apply(states, torch.full((24,), action))
+        exact = 1 + layers.distance(children, layers.hashes(children))[0]
+        q = learner.action_values(states)[:, action]
+        torch.testing.assert_close(q, exact, atol=0.15, rtol=0)
+    assert distance.max() == 4
