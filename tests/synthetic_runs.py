@@ -141,7 +141,7 @@ def write_minatar(
         env_id=f"MinAtar/{game}-v1",
         protocol="minatar",
         num_envs=4,
-        num_seeds=num_seeds,
+        num_seeds=1,  # that which trains this seed alone
     )
     steps = list(range(total_steps // 10, total_steps + 1, total_steps // 10))
     write_table(

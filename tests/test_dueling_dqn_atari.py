@@ -619,8 +619,9 @@ def test_presets_set_defaults_and_flags_win(
     assert parse(script.PRESETS, "cpu", "") == expected
 
 
-@pytest.mark.parametrize(("total", "first", "decay"), [(1_000_000, 50_000, 100_000), (7, 1, 1)])
+@pytest.mark.parametrize(("total", "first", "decay"), [(1_000_000, 50_000, 100_000), (7, 9, 1)])
 def test_what_is_derived_from_the_length(total: int, first: int, decay: int) -> None:
+    """Never an update before each of the 8 environments has made a step and seen its end."""
     config = script.resolve(script.Config(total_steps=total))
     assert (config.first_update_steps, config.epsilon_decay_steps) == (first, decay)
 

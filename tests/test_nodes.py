@@ -66,6 +66,7 @@ def test_against_a_dictionary(how: str, batches: list[list[int]]) -> None:
         latest.update(zip(numbers, node.tolist(), strict=True))
         rows += numbers
         assert nodes.size == len(rows)
+        assert nodes._in_table == len(latest)
     every = list(range(6**SIZE))
     found, _ = nodes.find(states_of(every), nodes.hashes(states_of(every)))
     assert found.tolist() == [latest.get(number, -1) for number in every]
@@ -136,7 +137,10 @@ def test_more_than_fit() -> None:
 def test_bytes() -> None:
     nodes = Nodes(50_000, SIZE, CPU)
     empty = nodes.num_bytes()
-    add_all(nodes, torch.tensor([[i & 255, i >> 8, 0] for i in range(40_000)], dtype=torch.uint8))
+    states = torch.tensor([[i & 255, i >> 8, 0] for i in range(40_000)], dtype=torch.uint8)
+    for part in torch.split(states, 1000):
+        add_all(nodes, part)
+    assert len(nodes._slots) == 1 << 17  # 40,000 fill less than 0.6 of it, and more of its half
     row = SIZE + 4 + 4 + 2
     assert nodes.num_bytes() == 40_000 * row + nodes._slots.nbytes
     assert empty < nodes.num_bytes() <= 40_000 * Nodes.bytes_per_node(SIZE)
