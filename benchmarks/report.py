@@ -204,6 +204,7 @@ def main(config: Config) -> None:
     import atari_dqn
     import linear_layers
     import replay
+    import search_rate
     import seeds_together
     import update_profile
     import value_family
@@ -220,6 +221,7 @@ def main(config: Config) -> None:
         update_profile,
         value_family,
         seeds_together,
+        search_rate,
     ):
         name = benchmark.__name__
         blocks = [

@@ -1,5 +1,6 @@
 """Benchmarks: they measure what they say, on tiny sizes. No test looks at a time."""
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -13,15 +14,20 @@ import pytest
 import torch
 from torch import nn
 
+from classicrl.checkpoint import save_model
+from classicrl.domains import Cube3
 from classicrl.errors import UserError
 from classicrl.networks import atari_q_network
+from classicrl.networks.byte_q_network import ByteQNetwork
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "report",
     "atari_dqn",
     "linear_layers",
+    "qstar",
     "replay",
+    "search_rate",
     "seeds_together",
     "update_profile",
     "value_family",
@@ -209,6 +215,66 @@ def test_seeds_together_and_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(rate > 0 for side in rates.values() for rate in side)
     (table,) = seeds_together.tables(result)
     assert table.header[1:3] == ("2 seeds in one process", "1 processes of one seed")
+
+
+@pytest.fixture
+def cube_network(tmp_path: Path) -> Path:
+    """A tiny network for the cube."""
+    domain = Cube3(12)
+    sizes = {"embedding_size": 8, "hidden_size": 8, "num_blocks": 1}
+    network = ByteQNetwork(
+        domain.feature_offsets, domain.num_features, 12, generator=torch.Generator(), **sizes
+    )
+    card = {"domain": "cube3", "actions": "12"} | {k: str(v) for k, v in sizes.items()}
+    save_model(tmp_path / "cube.safetensors", network.state_dict(), card)
+    return tmp_path / "cube.safetensors"
+
+
+def test_rate_of_a_search(tmp_path: Path, cube_network: Path) -> None:
+    search_rate, kept = load("search_rate"), tmp_path / "machine.json"
+    config = search_rate.Config(
+        network=cube_network, batch_size=50, max_nodes=900, parts=3, repeats=2, threads=1, json=kept
+    )
+    result = search_rate.main(config)
+    assert [len(search["rates"]) for search in result["searches"]] == [3, 3]
+    (table,) = search_rate.tables(json.loads(kept.read_text())["search_rate"])
+    assert [row[0] for row in table.rows][:2] == [
+        "nodes/s from 0 to 300",
+        "nodes/s from 300 to 600",
+    ]
+
+
+def test_searches_side_by_side_go_on_where_they_stopped(tmp_path: Path, cube_network: Path) -> None:
+    qstar, kept = load("qstar"), tmp_path / "qstar.json"
+    config = qstar.Config(
+        network_12=cube_network, actions=(12,), cubes=(2,), weights=(0.5,), batch_sizes=(40,),
+        max_nodes=300, threads=1, json=kept,
+    )  # fmt: skip
+    first = dataclasses.replace(config, searches=("qstar",))
+    assert list(qstar.main(first)["cells"]) == ["12 qstar 40 0.5"]
+    cells = qstar.main(config)["cells"]
+    assert len(cells) == 4 and all(len(cubes) == 2 for cubes in cells.values())
+    with pytest.raises(UserError, match="other cubes or limits"):
+        qstar.main(dataclasses.replace(config, seed=8))
+
+
+def test_tables_of_searches_by_hand() -> None:
+    """Cells that leave a cube unsolved or cost too much do not count; of the rest the least."""
+    qstar = load("qstar")
+
+    def cubes(cost: float, seconds: float, nodes: int, solved: bool = True) -> list[dict[str, Any]]:
+        numbers = {"cost": cost, "seconds": seconds, "nodes_generated": nodes}
+        return [{**numbers, "solved": True}, {**numbers, "solved": solved}]
+
+    cells = {
+        "12 qstar 10 0.2": cubes(25.0, 2.0, 100),
+        "12 qstar 10 0.4": cubes(23.0, 4.0, 90),
+        "12 qstar 10 0.6": cubes(22.0, 0.1, 1, solved=False),
+        "12 astar 10 0.2": cubes(25.5, 3.0, 900),
+    }
+    (table,) = qstar.tables({"config": {"actions": [12]}, "cells": cells})
+    assert [row[-2:] for row in table.rows] == [("-", "-"), ("1.5", "10.0"), ("1.5", "10.0")]
+    assert table.rows[0][1] == "4.00 s, 90"
 
 
 def test_alternately_takes_turns_in_both_orders() -> None:

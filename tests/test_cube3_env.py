@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from classicrl.domains.cube3 import FACES, MOVES, to_facelets, turned
 from classicrl.cube3_env import Cube3Env
+from classicrl.domains.cube3 import FACES, MOVES, to_facelets, turned
 
 
 def test_it_passes_gymnasiums_checker() -> None:
