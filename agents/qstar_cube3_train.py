@@ -101,8 +101,14 @@ from torch import Tensor
 from classicrl.algorithms.q_iteration import QIterationLearner
 from classicrl.checkpoint import load_model, save_model
 from classicrl.console import TrainingProgress
+from classicrl.cube_solver import (
+    CUBE_PROTOCOL,
+    UNSOLVED_RETURN,
+    CubeEvaluator,
+    CubeNetwork,
+)
 from classicrl.domains.cube3 import Cube3
-from classicrl.domains.cube3_evaluation import CubeEvaluator, Scores
+from classicrl.domains.cube3_evaluation import NetworkEvaluator, Scores
 from classicrl.domains.cube3_walks import CubeWalks
 from classicrl.errors import RunFailure, UserError
 from classicrl.experiment import Run, StopRequest, versions
@@ -115,6 +121,7 @@ from classicrl.training_state import Counters, TrainingState
 
 AGENT = "qstar_cube3_train"
 PAPER_WALK_LENGTH = 30
+SOLVE_SEED = 1_000_000  # of the last evaluation's cubes
 WALK_MODEL_FILE = "walk.safetensors"
 
 
@@ -137,12 +144,13 @@ def main(config: Config) -> dict[str, Any]:
         summary = run.summary
         if summary is None:
             summary = train(config, run, stop)
-        scores = summary["eval"]
+        scores, beam = summary["eval"], summary["beam"]
         print(
             f"{summary['agent']}, {config.actions} actions, {summary['num_updates']:,} updates in "
-            f"{summary['wall_seconds'] / 60:.0f} min: a beam of {scores['width']:,} solves "
-            f"{scores['solved']} of {scores['cubes']} full scrambles, mean length "
-            f"{scores['mean_length'] or '-'} ({summary['kept']} kept)\n"
+            f"{summary['wall_seconds'] / 60:.0f} min: full scrambles solved in "
+            f"{-scores['mean_return']:.2f} quarter turns (mean of {scores['episodes']}, preset "
+            f"fast; unsolved counts {-UNSOLVED_RETURN:.0f}); a beam of {beam['width']:,} solves "
+            f"{beam['solved']} of {beam['cubes']} ({summary['kept']} kept)\n"
             f"everything is in {directory}; solve with it: agents/qstar_cube3_solve.py --network "
             f"{directory / 'model.safetensors'} --random 5\n"
             f"curves: tensorboard --logdir {directory}"
@@ -178,7 +186,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     if config.trunk is not None:
         take_trunk(network, config.trunk)
     learner = QIterationLearner(network.to(device), learning_rate=config.learning_rate)
-    evaluator = CubeEvaluator(domain, ball, width=config.evaluation_width)
+    evaluator = NetworkEvaluator(domain, ball, width=config.evaluation_width)
     means = MeanMetrics()
     card = {
         "agent": AGENT,
@@ -316,20 +324,28 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 best, kept = of_walk, "walk"
             else:
                 network.load_state_dict(bellman)
-            save_model(
-                run.directory / "model.safetensors", network.state_dict(),
-                {**card, "step": str(count.step)},
-            )  # fmt: skip
+        save_model(
+            run.directory / "model.safetensors",
+            network.state_dict(),
+            {**card, "step": str(count.step)},
+        )
         log.write_evaluation(count.step, best.figures())
+        solved = CubeEvaluator(
+            CubeNetwork(domain, network, card), seed=SOLVE_SEED, should_stop=lambda: bool(stop)
+        ).play(config.final_evaluation_cubes)
+        if solved is None:
+            raise SystemExit(stop.exit_code)
         summary = {
             "agent": AGENT,
             "env_id": domain.name,
+            "protocol": CUBE_PROTOCOL,
             "seed": config.seed,
             "total_steps": count.step,
             "num_updates": count.step,
             "num_states": count.step * config.batch_size,
             "kept": kept,
-            "eval": best.as_json() | {"width": evaluator.width},
+            "eval": solved.record() | {"seed": SOLVE_SEED},
+            "beam": best.as_json() | {"width": evaluator.width},
             "steps_per_second": count.step / state.seconds,
             "wall_seconds": state.seconds,
             "num_parameters": sum(p.numel() for p in network.parameters()),

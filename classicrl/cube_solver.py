@@ -18,6 +18,7 @@ from torch import Tensor
 from classicrl.checkpoint import load_model
 from classicrl.domains.cube3 import ACTION_COUNTS, Cube3, format_moves, half_turn_length
 from classicrl.errors import UserError
+from classicrl.evaluation import Evaluation
 from classicrl.networks.byte_q_network import ByteQNetwork
 from classicrl.search.beam import q_beam
 from classicrl.search.best_first import astar, deferred_astar, qstar
@@ -27,6 +28,13 @@ from classicrl.solve_cubes import SearchName, SolveSettings
 
 _CARD_NUMBERS = ("actions", "embedding_size", "hidden_size", "num_blocks")
 _MAX_WIDTH = 1 << 20
+_SECONDS_PER_CUBE = 60.0  # of an evaluation
+_MAX_TURNS = 180  # of a solution: the deepest layer of a beam, in the longest actions
+
+CUBE_PROTOCOL = "qtm"
+"""Random cubes solved with the preset ``fast``; a return is minus the quarter turns."""
+UNSOLVED_RETURN = -100.0
+"""Of a cube that stays unsolved."""
 
 
 class CubeNetwork(NamedTuple):
@@ -251,7 +259,7 @@ class CubeSolver:
             max_nodes = settings.max_nodes or 3_000_000
             yield _Attempt(settings.search, size, weight, max_nodes, symmetries)
             return
-        width = settings.batch_size or (8_192 if fast else 65_536)
+        width = min(settings.batch_size or (8_192 if fast else 65_536), _MAX_WIDTH)
         while True:
             # Wide enough for any cube in the end: four times as wide after each failure.
             max_nodes = settings.max_nodes or 200 * width
@@ -282,3 +290,37 @@ class CubeSolver:
             stop=self.settings.stop, max_nodes=attempt.max_nodes, max_seconds=max_seconds,
             perimeter=self._perimeter, progress=show,
         )  # fmt: skip
+
+
+class CubeEvaluator:
+    """Solves random cubes with the preset ``fast``, in a minute each at most.
+
+    Args:
+        network: from :func:`load_network`.
+        seed: the same seed scrambles the same cubes.
+        should_stop: asked before every cube; what is under way is then given up.
+    """
+
+    def __init__(
+        self,
+        network: CubeNetwork,
+        *,
+        seed: int = 0,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._solver = CubeSolver(network, SolveSettings(max_seconds=_SECONDS_PER_CUBE))
+        self._seed, self._should_stop = seed, should_stop
+
+    def play(self, num_episodes: int) -> Evaluation | None:
+        """Returns of so many cubes; None if it was stopped."""
+        domain = self._solver.network.domain
+        generator = torch.Generator().manual_seed(self._seed)
+        turns = Cube3(12, device=domain.device)
+        returns, lengths = [], []
+        for start in turns.random_states(num_episodes, generator):
+            if self._should_stop():
+                return None
+            solution = self._solver.solve(start)
+            returns.append(-float(len(solution.turns)) if solution.solved else UNSOLVED_RETURN)
+            lengths.append(len(solution.turns))
+        return Evaluation(returns, lengths, epsilon=0.0, max_frames_per_episode=_MAX_TURNS)

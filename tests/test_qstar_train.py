@@ -1,5 +1,6 @@
 """The script that trains networks for the cube: it learns, stops, continues, and is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from script_process import command_line, load_script
 
+from classicrl import cube_solver
 from classicrl.algorithms.q_iteration import QIterationLearner
 from classicrl.cube_solver import load_network
 from classicrl.domains.cube3 import Cube3
@@ -16,6 +18,9 @@ from classicrl.domains.pancake import Pancake
 from classicrl.errors import UserError
 from classicrl.loggers import read_csv
 from classicrl.networks.byte_q_network import ByteQNetwork
+from classicrl.reports.publish import publish
+from classicrl.reports.reference import verify
+from classicrl.reports.results import write_results
 from classicrl.search.nodes import Perimeter
 
 SETTINGS: dict[str, Any] = {
@@ -35,6 +40,12 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_period_updates": 20,
     "target_period_updates": 7,
 }
+
+
+@pytest.fixture(autouse=True)
+def failing_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that know nothing would climb the ladder to its end for every cube."""
+    monkeypatch.setattr(cube_solver, "_MAX_WIDTH", 16)
 
 
 def run(directory: Path, **changes: Any) -> dict[str, Any]:
@@ -60,8 +71,23 @@ def test_a_run_leaves_a_network_that_can_solve(tmp_path: Path, actions: int, rec
     expected = [0, 0, 0, 0, 1, 1] if recipe == "default" else [1] * 6
     assert table["charts/bellman"].tolist() == expected
     assert read_csv(tmp_path / "evaluations.csv")["step"].tolist() == [20, 40, 60]
-    assert json.loads((tmp_path / "summary.json").read_text())["eval"]["cubes"] == 2
+    assert json.loads((tmp_path / "summary.json").read_text())["beam"]["cubes"] == 2
+    assert summary["eval"]["episodes"] == 2 and summary["eval"]["mean_return"] >= -100
     assert run(tmp_path, actions=actions, recipe=recipe) == summary  # finished: reported again
+
+
+def test_a_network_is_published_and_solves_its_cubes_again(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    index = tmp_path / "reference" / "index.json"
+    entry = publish(tmp_path / "run", index.parent, name="cube")
+    assert (entry.env_id, entry.protocol, entry.agent) == ("cube3-12", "qtm", "qstar_cube3_train")
+    verdict = verify(entry, index.parent)
+    assert verdict is not None and verdict.holds and "replayed" in verdict.detail
+    other = verify(dataclasses.replace(entry, env_id="cube3-156"), index.parent)
+    assert other is not None and not other.holds and "of another agent" in other.detail
+    write_results(index, tmp_path)
+    assert "cube3-12" in (tmp_path / "docs" / "results.md").read_text()
+    assert write_results(index, tmp_path, check=True) == []
 
 
 def test_walks_teach_and_a_trunk_is_taken_over(tmp_path: Path) -> None:

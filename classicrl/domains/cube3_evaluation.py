@@ -67,7 +67,7 @@ class Scores(NamedTuple):
         )
 
 
-class CubeEvaluator:
+class NetworkEvaluator:
     """The same cubes at every evaluation.
 
     Args:

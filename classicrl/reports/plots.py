@@ -248,6 +248,8 @@ def protocol_in_words(name: str) -> str:
         return "sticky actions 0.1, difficulty ramps, minimal actions, cut after 10,000 steps"
     if name == "plain":
         return "as gymnasium makes it"
+    if name == "qtm":
+        return "random cubes, solved with the preset fast; a return is minus the quarter turns"
     if name not in PROTOCOLS:
         return "unknown to this version"
     rules = PROTOCOLS[name]

@@ -15,10 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import safetensors.torch
 
-from classicrl.agent_file import MODEL_FILE, load_agent
+from classicrl.agent_file import MODEL_FILE
 from classicrl.checkpoint import load_model
 from classicrl.errors import UserError
 from classicrl.experiment import read_json
+from classicrl.reports.players import player_of
 from classicrl.reports.records import Array, RunRecord, read_run
 from classicrl.reports.reference import (
     Entry,
@@ -207,9 +208,9 @@ def _weights_bytes(
     path = run.directory / MODEL_FILE
     if weights == "none" or not path.exists():
         return None
-    card = load_agent(path).card  # what cannot be played must not be published as if it could
-    if (card.agent, card.env_id, card.protocol.name) != (run.agent, run.env_id, run.protocol):
-        raise UserError(f"{path} is of another agent than the run: {card}")
+    card = player_of(path)  # what cannot be played must not be published as if it could
+    if card[:3] != (run.agent, run.env_id, run.protocol):
+        raise UserError(f"{path} is of another agent than the run: {', '.join(card[:3])}")
     # The last step of a run makes its number of environments full.
     if not total_steps <= card.step < total_steps + int(run.settings.get("num_envs", 1)):
         raise UserError(

@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from classicrl.agent_file import evaluator_of, load_agent
 from classicrl.checkpoint import write_atomic
 from classicrl.errors import UserError
 from classicrl.experiment import read_json
+from classicrl.reports.players import player_of
 
 DEFAULT_INDEX = Path("runs/reference/index.json")
 
@@ -251,23 +251,23 @@ def _replay(
     num_threads: int,
     should_stop: Callable[[], bool],
 ) -> Verdict | None:
+    scores = entry.eval
     try:
-        agent = load_agent(weights, device)
+        player = player_of(
+            weights,
+            seed=seed,
+            epsilon=scores.epsilon,
+            max_frames=scores.max_frames_per_episode,
+            device=device,
+            num_threads=num_threads,
+            should_stop=should_stop,
+        )
     except UserError as error:
         return Verdict(entry.name, False, str(error))
-    card, scores = agent.card, entry.eval
-    named = (card.agent, card.env_id, card.protocol.name)
-    if named != (entry.agent, entry.env_id, entry.protocol):
-        return Verdict(entry.name, False, f"its weights are of another agent: {card}")
-    evaluator = evaluator_of(
-        agent,
-        seed=seed,
-        epsilon=scores.epsilon,
-        max_frames=scores.max_frames_per_episode,
-        num_threads=num_threads,
-        should_stop=should_stop,
-    )
-    played = evaluator.play(scores.episodes)
+    if player[:3] != (entry.agent, entry.env_id, entry.protocol):
+        named = ", ".join(player[:3])
+        return Verdict(entry.name, False, f"its weights are of another agent: {named}")
+    played = player.play(scores.episodes)
     if played is None:
         return None
     low, high = scores.interval

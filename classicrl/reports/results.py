@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from classicrl.cube_solver import CUBE_PROTOCOL, UNSOLVED_RETURN
 from classicrl.errors import UserError
 from classicrl.experiment import read_json
 from classicrl.reports.comparison import (
@@ -54,6 +55,11 @@ again; `classicrl results` writes the parts of this page that stand between comm
 
 <!-- generated: scores -->
 <!-- end: scores -->
+
+## Rubik's cube
+
+<!-- generated: cubes -->
+<!-- end: cubes -->
 
 ## What it took
 
@@ -109,7 +115,8 @@ def write_results(index: Path, root: Path = Path(), *, check: bool = False) -> l
     """
     entries = read_index(index)
     minatar = minatar_entries(entries)
-    others = [entry for entry in entries if entry.protocol != PROTOCOL]
+    cubes = [entry for entry in entries if entry.protocol == CUBE_PROTOCOL]
+    others = [entry for entry in entries if entry.protocol not in (PROTOCOL, CUBE_PROTOCOL)]
     stale = []
 
     def update_page(page: Path, template: str, blocks: dict[str, str]) -> None:
@@ -141,6 +148,8 @@ def write_results(index: Path, root: Path = Path(), *, check: bool = False) -> l
         write_curves(minatar, index.parent, picture, metadata={_DIGEST_KEY: digest})
 
     blocks = {"scores": _scores(others, minatar), "ledger": _ledger(entries, index.parent)}
+    if cubes:
+        blocks["cubes"] = _cubes(cubes)
     update_page(root / PAGE, _NEW_PAGE, blocks)
     readme = root / README
     if readme.exists() and has_block(_read(readme), "results"):
@@ -217,6 +226,22 @@ def _scores(entries: Sequence[Entry], elsewhere: Sequence[Entry]) -> str:
         f"A step is one decision of the agent, {frames}. Returns are of the final network: the "
         "mean and its 95% interval,\nbootstrapped over seeds, or over games where there is one "
         f"seed. Protocols:\n\n{protocols}\n\n![Learning curves]({PICTURE.name})\n\n{more}"
+    )
+
+
+def _cubes(entries: Sequence[Entry]) -> str:
+    rows = []
+    for entry in entries:
+        low, high = entry.eval.interval_of_mean
+        length = f"{-entry.eval.mean_return:.2f} [{-high:.2f}, {-low:.2f}]"
+        cells = (entry.env_id, f"{entry.variant}, seed {entry.seed}", f"{entry.total_steps:,}")
+        rows.append((*cells, f"{entry.hours:.1f}", length, str(entry.eval.episodes)))
+    header = ("actions", "network", "updates", "hours", "quarter turns", "cubes")
+    return (
+        f"{_markdown_table(header, rows)}\n\n"
+        "Mean length of the solutions of random cubes (100 to 200 random quarter turns each) with "
+        f"the preset `fast`,\nand its 95% interval over the cubes; one that stays unsolved counts "
+        f"{-UNSOLVED_RETURN:.0f}. [How they are solved](qstar.md)."
     )
 
 
