@@ -288,7 +288,7 @@ def results(*, check: bool = False, index: Path = _INDEX, root: Path = Path()) -
 
 
 def solve(config: OmitArgPrefixes[SolveConfig]) -> None:
-    """Solve Rubik's cubes with the network that comes with the package."""
+    """Solve Rubik's cubes with a network that qstar_cube3_train trained."""
     solve_cubes(config)
 
 

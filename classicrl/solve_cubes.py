@@ -62,7 +62,7 @@ class SolveConfig(SolveSettings):
     actions: Literal[12, 156, 1884] = 12
     """Quarter turns, and sequences of up to two or three as well."""
     network: Path | None = None
-    """A model file or a run of qstar_cube3_train. Default: the one in the package."""
+    """A model file or a run of qstar_cube3_train. Default: the one in the package, if there is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one."""
     threads: int = 0
