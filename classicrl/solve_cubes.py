@@ -26,7 +26,7 @@ class SolveSettings:
     """How to search. What is None is the preset's business."""
 
     preset: Literal["fast", "best"] = "fast"
-    """fast: about a second a cube. best: shorter solutions, half a minute."""
+    """fast begins with a beam of 8,192 states, best with 65,536: shorter, and that much slower."""
     search: SearchName | None = None
     """One search instead of the preset's ladder."""
     weight: float | None = None
