@@ -31,6 +31,9 @@ from classicrl.command_line import (
 class Config:
     """A step is one update; time is that of the training, evaluations included."""
 
+    preset: Literal["cpu", "gpu"] = "cpu"
+    """gpu: ten minutes of large batches, seldom interrupted."""
+
     actions: Literal[12, 156, 1884] = 12
     """Quarter turns, and sequences of up to two or three as well."""
     minutes: float = 60.0
@@ -91,7 +94,19 @@ class Config:
 
 
 if __name__ == "__main__":  # before torch is imported, so that --help answers at once
-    command_line = parse({"default": Config()}, "default", __doc__ or "")
+    presets = {
+        "cpu": Config(),
+        "gpu": Config(
+            preset="gpu",
+            device="cuda",
+            minutes=10.0,
+            num_blocks=2,
+            batch_size=16_384,
+            evaluation_period_updates=50_000,
+            checkpoint_period_updates=50_000,
+        ),
+    }
+    command_line = parse(presets, "cpu", __doc__ or "")
 
 import math
 
@@ -166,6 +181,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     paper = config.recipe == "paper"
     walk_share = 0.0 if paper else config.walk_share
     walk_length = PAPER_WALK_LENGTH if paper else config.walk_length
+    walks_at_once = max(2_000, 16 * config.batch_size // walk_length)
 
     # -- The parts -----------------------------------------------------------------------------
     domain, turns = Cube3(config.actions, device=device), Cube3(12, device=device)
@@ -267,7 +283,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 if stop:
                     break
 
-            part = walks.batch(config.batch_size)
+            part = walks.batch(config.batch_size, walks_at_once)
             rate = learning_rate(done)
             learner.set_learning_rate(rate)
             walking = done < walk_share

@@ -1,6 +1,7 @@
 """Q(s, .) of states that are rows of bytes: puzzles, cubes."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -65,14 +66,25 @@ class ByteQNetwork(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         rows = states + self.offsets  # [B, S] int64
-        x = torch.relu(
-            functional.embedding_bag(rows, self.embedding, mode="sum") + self.embedding_bias
-        )
-        x = torch.relu(self.narrow(x))  # [B, H]
-        for block in self.blocks:
-            x = block(x)
-        q: Tensor = self.head(x)
+        # bf16 while training on CUDA only: CPUs without such products crawl, and searches compare
+        # values that it would round to the same.
+        narrow = states.is_cuda and torch.is_grad_enabled()
+        with torch.autocast("cuda", torch.bfloat16) if narrow else nullcontext():
+            x = torch.relu(self._embed(rows) + self.embedding_bias)
+            x = torch.relu(self.narrow(x))  # [B, H]
+            for block in self.blocks:
+                x = block(x)
+        q: Tensor = self.head(x.float())  # float32: bf16 cannot tell 20.0 from 20.1
         return q  # [B, A]
+
+    def _embed(self, rows: Tensor) -> Tensor:
+        """The sum of rows [B, S] of the embedding: [B, E]."""
+        if not rows.is_cuda:
+            return functional.embedding_bag(rows, self.embedding, mode="sum")
+        # A GPU multiplies faster than it gathers, and its gradients of so few rows would queue for
+        # them: rows differ, so their sum is a product with a vector of zeros and ones.
+        hot = torch.zeros(len(rows), len(self.embedding), device=rows.device)
+        return hot.scatter_(1, rows, 1.0) @ self.embedding
 
 
 class _Block(nn.Module):
