@@ -12,7 +12,7 @@ from classicrl.domains.lights_out import LightsOut
 from classicrl.networks.byte_q_network import ByteQNetwork
 from classicrl.search import Perimeter, astar, deferred_astar, q_beam, qstar
 
-from tests.script_process import load_script
+from script_process import load_script
 
 pytestmark = [
     pytest.mark.gpu,
