@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from script_process import command_line
 
-from classicrl.cube_solver import CubeSolver, averaged, load_network
+from classicrl.cube_solver import CubeSolver, averaged, load_network, shipped_network
 from classicrl.domains.cube3 import MOVES, SOLVED, Cube3, parse_moves, to_facelets
 from classicrl.errors import UserError
 from classicrl.networks.byte_q_network import ByteQNetwork
@@ -291,3 +291,14 @@ def test_the_script_answers_bad_input_with_one_line(tmp_path: Path) -> None:
 
 def test_moves_are_named_as_everywhere() -> None:
     assert " ".join(MOVES) == "U U' R R' F F' D D' L L' B B'"
+
+
+@pytest.mark.parametrize("actions", [12, 156, 1884])
+def test_the_networks_that_come_with_the_package_know_the_cube(actions: int) -> None:
+    loaded = load_network(shipped_network(actions))
+    solver = CubeSolver(loaded, SolveSettings(search="q-beam", batch_size=256, perimeter=5))
+    start = Cube3(12).random_states(1, torch.Generator().manual_seed(5), min_turns=9, max_turns=9)[
+        0
+    ]
+    solution = solver.solve(start)
+    assert solution.solved and len(solution.turns) <= 15

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from script_process import load_script
 
 from classicrl.algorithms.q_iteration import QIterationLearner
 from classicrl.domains.cube3 import Cube3
@@ -11,8 +12,6 @@ from classicrl.domains.cube3_walks import CubeWalks
 from classicrl.domains.lights_out import LightsOut
 from classicrl.networks.byte_q_network import ByteQNetwork
 from classicrl.search import Perimeter, astar, deferred_astar, q_beam, qstar
-
-from script_process import load_script
 
 pytestmark = [
     pytest.mark.gpu,
