@@ -115,7 +115,7 @@ def test_lights_out_on_cuda() -> None:
     assert qstar(domain, count, start[0], weight=1.0).path_cost == 3
 
 
-def test_training_runs_and_continues(tmp_path: Path) -> None:
+def test_training_runs(tmp_path: Path) -> None:
     train = load_script("qstar_cube3_train")
     settings = {
         "seed": 3, "device": "cuda", "run_dir": tmp_path, "embedding_size": 64, "hidden_size": 32,

@@ -66,8 +66,8 @@ class ByteQNetwork(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         rows = states + self.offsets  # [B, S] int64
-        # bf16 while training on CUDA only: CPUs without such products crawl, and searches compare
-        # values that it would round to the same.
+        # bf16 while training on CUDA only: many CPUs crawl with it, and searches compare values that
+        # it would round to the same.
         narrow = states.is_cuda and torch.is_grad_enabled()
         with torch.autocast("cuda", torch.bfloat16) if narrow else nullcontext():
             x = torch.relu(self._embed(rows) + self.embedding_bias)
@@ -81,8 +81,8 @@ class ByteQNetwork(nn.Module):
         """The sum of rows [B, S] of the embedding: [B, E]."""
         if not rows.is_cuda:
             return functional.embedding_bag(rows, self.embedding, mode="sum")
-        # A GPU multiplies faster than it gathers, and its gradients of so few rows would queue for
-        # them: rows differ, so their sum is a product with a vector of zeros and ones.
+        # On a GPU the gradients of all states would be added to so few rows one after another. The
+        # rows of a state differ, so their sum is also a product with a vector of zeros and ones.
         hot = torch.zeros(len(rows), len(self.embedding), device=rows.device)
         return hot.scatter_(1, rows, 1.0) @ self.embedding
 
