@@ -66,8 +66,8 @@ class ByteQNetwork(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         rows = states + self.offsets  # [B, S] int64
-        # bf16 while training on CUDA only: many CPUs crawl with it, and searches compare values that
-        # it would round to the same.
+        # bf16 while training on CUDA only: many CPUs crawl with it, and searches compare values
+        # that it would round to the same.
         narrow = states.is_cuda and torch.is_grad_enabled()
         with torch.autocast("cuda", torch.bfloat16) if narrow else nullcontext():
             x = torch.relu(self._embed(rows) + self.embedding_bias)
