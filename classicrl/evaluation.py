@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,28 @@ from classicrl.envs.gym_vector import GymProtocol, GymVector
 from classicrl.errors import UserError
 
 Policy = Callable[[NDArray[Any]], NDArray[np.int64]]
-"""Greedy actions: ``[N, *obs_shape]`` -> int64 ``[N]``."""
+"""Actions: ``[N, *obs_shape]`` -> int64 ``[N]``. One that remembers, or draws at random, is a
+:class:`GamesPolicy` too."""
 
-_EVALUATION_SEED = 1_000_000  # far from the seeds that people train with
+
+@runtime_checkable
+class GamesPolicy(Protocol):
+    """A policy that must know which games it plays, since it remembers or draws at random."""
+
+    def begin(self, num_games: int, seed: int) -> None:
+        """New games begin; the same seed plays them alike."""
+        ...
+
+    def keep(self, going_on: NDArray[np.bool_]) -> None:
+        """Only those of its games go on, bool of their number; the others are not asked again."""
+        ...
+
+    def __call__(self, obs: NDArray[Any]) -> NDArray[np.int64]:
+        """Actions in the games that go on, ``[N, *obs_shape]`` -> int64 ``[N]``."""
+        ...
+
+
+EVALUATION_SEED = 1_000_000  # far from the seeds that people train with
 _VIDEO_SECONDS_PER_STEP = 4 / 60  # one step is 4 frames of a 60 Hz console
 
 
@@ -120,7 +139,7 @@ class AtariEvaluator:
         self.policy = policy
         self.env_id = env_id
         self.protocol = protocol
-        self.seed = seed + _EVALUATION_SEED
+        self.seed = seed + EVALUATION_SEED
         self.epsilon = evaluation_epsilon(protocol) if epsilon is None else epsilon
         self.num_threads = num_threads
         self.should_stop = should_stop
@@ -156,6 +175,7 @@ class AtariEvaluator:
         """
         env = AtariSingle(self.env_id, protocol=self.protocol, seed=self.seed)
         rng = np.random.default_rng([self.seed, 2])
+        begin_games(self.policy, 1, self.seed)
         obs, screens = env.reset(), [env.render()]
         for count in range(1, max_steps + 1):
             if self.should_stop():
@@ -169,7 +189,7 @@ class AtariEvaluator:
             if count % 2 == 0:
                 screens.append(env.render())
         env.close()
-        _write_gif(path, screens, milliseconds=2 * _VIDEO_SECONDS_PER_STEP * 1000)
+        write_gif(path, screens, milliseconds=2 * _VIDEO_SECONDS_PER_STEP * 1000)
         return True
 
 
@@ -197,7 +217,7 @@ class GymEvaluator:
         self.policy = policy
         self.env_id = env_id
         self.protocol = protocol
-        self.seed = seed + _EVALUATION_SEED
+        self.seed = seed + EVALUATION_SEED
         self.epsilon = protocol.evaluation_epsilon if epsilon is None else epsilon
         self.should_stop = should_stop
 
@@ -217,6 +237,7 @@ class GymEvaluator:
         if len(env.obs_shape) != 3:
             raise UserError(f"{self.env_id} shows numbers, not a board: there is no video of it")
         rng = np.random.default_rng([self.seed, 2])
+        begin_games(self.policy, 1, self.seed)
         obs = env.reset()
         pictures = [_board_picture(obs[0])]
         for _ in range(max_steps):
@@ -229,7 +250,7 @@ class GymEvaluator:
             obs = step.obs
             pictures.append(_board_picture(obs[0]))
         env.close()
-        _write_gif(path, pictures, milliseconds=100)
+        write_gif(path, pictures, milliseconds=100)
         return True
 
     def _make(self, num_envs: int) -> GymVector:
@@ -255,6 +276,7 @@ def _play_first_games(
     returns = np.zeros(num_games)
     num_steps = np.zeros(num_games, dtype=np.int64)
     playing = np.ones(num_games, dtype=np.bool_)
+    begin_games(policy, num_games, seed)
     obs: NDArray[Any] = env.reset()
     try:
         while playing.any():
@@ -265,6 +287,7 @@ def _play_first_games(
             step = env.step(action)
             returns[playing] += step.reward[playing]
             num_steps[playing] += 1
+            keep_games(policy, ~step.ended[playing])
             playing &= ~step.ended
             obs = step.obs
     finally:
@@ -272,7 +295,20 @@ def _play_first_games(
     return Evaluation(returns.tolist(), num_steps.tolist(), epsilon, max_frames_per_episode)
 
 
-def _write_gif(path: Path, screens: list[NDArray[np.uint8]], milliseconds: float) -> None:
+def begin_games(policy: Policy, num_games: int, seed: int) -> None:
+    """Tells a policy that wants to know that games begin."""
+    if isinstance(policy, GamesPolicy):
+        policy.begin(num_games, seed)
+
+
+def keep_games(policy: Policy, going_on: NDArray[np.bool_]) -> None:
+    """Tells a policy that wants to know which of its games go on."""
+    if isinstance(policy, GamesPolicy):
+        policy.keep(going_on)
+
+
+def write_gif(path: Path, screens: list[NDArray[np.uint8]], milliseconds: float) -> None:
+    """Writes pictures ``[H, W, 3]`` as an animation that shows each for some milliseconds."""
     # One palette for all: consoles show few colours, and shared ones pack far better.
     first = Image.fromarray(np.concatenate(screens[:: max(1, len(screens) // 8)])).quantize(128)
     pictures = [

@@ -34,9 +34,10 @@ _OWN_FILES = (
     "evaluations.csv",
     "summary.json",
     "video.gif",
+    "bonus.png",
     "model.safetensors",
 )
-_OWN_DIRECTORIES = ("checkpoints", "tensorboard")
+_OWN_DIRECTORIES = ("checkpoints", "tensorboard", "ranks")
 _VERSIONED = ("classicrl", "torch", "numpy", "gymnasium", "ale-py", "minatar")
 
 

@@ -219,6 +219,7 @@ class EpisodeStatistics:
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._recent: deque[float] = deque(maxlen=window_episodes)
         self.num_episodes = 0
+        self.best_return = float("-inf")
 
     def add(self, reward: NDArray[Any], ended: NDArray[np.bool_]) -> list[Episode]:
         """One step, both ``[N]``; the episodes that ended with it, in environment order."""
@@ -233,12 +234,23 @@ class EpisodeStatistics:
         self._return[ended] = 0.0
         self._steps[ended] = 0
         self._recent.extend(episode.episodic_return for episode in finished)
+        self.best_return = max(self.best_return, *(e.episodic_return for e in finished))
         self.num_episodes += len(finished)
         return finished
 
     def recent_mean(self) -> float:
         """Mean return of the last episodes; NaN before the first has ended."""
         return float(np.mean(self._recent)) if self._recent else float("nan")
+
+    @property
+    def recent_returns(self) -> list[float]:
+        """Returns of the last episodes, oldest first."""
+        return list(self._recent)
+
+    @property
+    def running_steps(self) -> NDArray[np.int64]:
+        """Steps that each running episode has lasted, int64 ``[N]``."""
+        return self._steps.copy()
 
     def begin_new_episodes(self) -> None:
         """Forgets the running episodes: the environments were started afresh."""
@@ -252,6 +264,7 @@ class EpisodeStatistics:
             "steps": self._steps.copy(),
             "recent": list(self._recent),
             "num_episodes": self.num_episodes,
+            "best_return": self.best_return,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -261,6 +274,8 @@ class EpisodeStatistics:
         self._recent.clear()
         self._recent.extend(state["recent"])
         self.num_episodes = int(state["num_episodes"])
+        # Checkpoints of earlier versions know nothing of it.
+        self.best_return = float(state.get("best_return", "-inf"))
 
 
 def read_csv(path: Path) -> dict[str, NDArray[np.float64]]:

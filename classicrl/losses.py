@@ -101,6 +101,33 @@ def behaviour_cross_entropy(logits: Tensor, acting: Tensor) -> Tensor:
     return -(acting * logits.log_softmax(dim=-1)).sum(dim=-1).mean(dim=-1)
 
 
+def ppo_clip(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """``- mean min(ratio A, clip(ratio, 1 - c, 1 + c) A)``, ratio = pi(a|x) / pi_old(a|x).
+
+    Schulman et al. 2017, arXiv 1707.06347, equation 7. Three ``[..., B]`` -> ``[...]``.
+    """
+    _same_shape(log_prob, old_log_prob, advantage)
+    ratio = (log_prob - old_log_prob).exp()
+    clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
+    return -torch.minimum(ratio * advantage, clipped * advantage).mean(dim=-1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """``mean - sum_b pi(b|x) log pi(b|x)``, in nats; ``[..., B, A] -> [...]``."""
+    log_probs = logits.log_softmax(dim=-1)
+    return -(log_probs.exp() * log_probs).sum(dim=-1).mean(dim=-1)
+
+
+def distillation_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """``mean_k (predicted_k - target_k)^2`` of every item; two ``[..., B, F]`` -> ``[..., B]``.
+
+    The error of random network distillation, and its intrinsic reward (Burda et al. 2018, arXiv
+    1810.12894, section 2.2; there a squared norm, F times as large).
+    """
+    _same_shape(predicted, target)
+    return (predicted - target).square().mean(dim=-1)
+
+
 def _same_shape(*tensors: Tensor) -> None:
     shapes = {tuple(t.shape) for t in tensors}
     if len(shapes) != 1:

@@ -1,7 +1,9 @@
 """Returns: pure functions of reward sequences."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 def n_step_return(
@@ -47,3 +49,61 @@ def n_step_return(
     bootstraps = ~(terminated & counts).any(axis=1)
     discount = powers[k] * bootstraps
     return summed.astype(np.float32), discount.astype(np.float32), k
+
+
+def gae(reward: Tensor, discount: Tensor, value: Tensor, gae_lambda: float) -> Tensor:
+    """Generalised advantage estimates (Schulman et al. 2016, arXiv 1506.02438, equation 16).
+
+        delta_t = r_t + discount_t V(x_{t+1}) - V(x_t),    A_t = delta_t + discount_t lambda A_{t+1}
+
+    A discount of 0 says that nothing follows: an episode that terminated. One that is never 0 makes
+    a stream that knows no episodes, such as the intrinsic one of Burda et al. 2018.
+
+    Args:
+        reward: float ``[T, N]``.
+        discount: float ``[T, N]``, gamma or 0.
+        value: float ``[T + 1, N]``, the last row of what follows the last step.
+        gae_lambda: lambda in [0, 1].
+
+    Returns:
+        Float ``[T, N]``; A + V is the value's target.
+    """
+    if not reward.shape == discount.shape == value[1:].shape or reward.ndim != 2:
+        raise ValueError(
+            "reward and discount must be [T, N] and value [T + 1, N], got "
+            f"{tuple(reward.shape)}, {tuple(discount.shape)}, {tuple(value.shape)}"
+        )
+    delta = reward + discount * value[1:] - value[:-1]
+    decay = gae_lambda * discount
+    advantage = torch.empty_like(delta)
+    following = torch.zeros_like(delta[0])
+    for t in range(len(delta) - 1, -1, -1):
+        following = delta[t] + decay[t] * following
+        advantage[t] = following
+    return advantage
+
+
+def discounted_filter(reward: Tensor, state: Tensor, gamma: float) -> Tensor:
+    """Discounted sums of past rewards, ``f_t = gamma f_{t-1} + r_t``, over time, per environment.
+
+    Burda et al. 2018 (arXiv 1810.12894, section 2.4) divide intrinsic rewards by the standard
+    deviation of these sums.
+
+    Args:
+        reward: float ``[T, N]``, time first: the filter never runs over environments.
+        state: float ``[N]``, f of the step before; the last row of the result continues it.
+        gamma: discount per step.
+
+    Returns:
+        Float ``[T, N]``.
+    """
+    if reward.ndim != 2 or state.shape != reward.shape[1:]:
+        raise ValueError(
+            f"expected rewards [T, N] and a state [N], got {tuple(reward.shape)}, "
+            f"{tuple(state.shape)}"
+        )
+    sums = torch.empty_like(reward)
+    for t, row in enumerate(reward):
+        state = gamma * state + row
+        sums[t] = state
+    return sums

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from classicrl.checkpoint import CheckpointNotWritten, CheckpointStore, save_model
+from classicrl.checkpoint import Checkpoint, CheckpointNotWritten, CheckpointStore, save_model
+from classicrl.distributed import Ranks
 from classicrl.networks import member_state
 from classicrl.replay import MemberReplays, ReplayArchive, ReplayBuffer
 from classicrl.types import Stateful
@@ -59,6 +61,8 @@ class TrainingState:
         model: whose weights are shared, and ``card``, what is written beside them.
         member_directories: for a model of members side by side, where each one's weights go.
         say: shows one line to the user.
+        ranks: processes that train together. Each saves what is its own, the first one the weights
+            to share; a resume goes back to the newest step that all of them have.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class TrainingState:
         member_directories: Sequence[Path] = (),
         info: Mapping[str, Any],
         say: Callable[[str], None],
+        ranks: Ranks | None = None,
     ) -> None:
         self.count = count
         self._parts = {**parts, "count": count}
@@ -86,6 +91,7 @@ class TrainingState:
                 self._replays.append((buffer, ReplayArchive(archives / str(k))))
         self._save_replay = save_replay
         self._store = CheckpointStore(directory / "checkpoints", warn=say)
+        self._ranks = ranks or Ranks()
         self._model = model
         self._model_path = directory / _MODEL_FILE
         self._member_directories = member_directories
@@ -100,7 +106,7 @@ class TrainingState:
         Raises:
             UserError: if there are checkpoints, but none is whole.
         """
-        checkpoint = self._store.load_latest()
+        checkpoint = self._newest_of_all_ranks()
         if checkpoint is None:
             return False
         state = checkpoint.state
@@ -118,6 +124,17 @@ class TrainingState:
         self._say(f"continuing from step {self.count.step:,}")
         return True
 
+    def _newest_of_all_ranks(self) -> Checkpoint | None:
+        while True:
+            checkpoint = self._store.load_latest()
+            own = -1 if checkpoint is None else checkpoint.step
+            steps = self._ranks.gather(torch.tensor([own], device=self._ranks.device))
+            common = int(steps.min())
+            if int(steps.max()) == common:
+                return checkpoint
+            # One was ended between the saves of the others.
+            self._store.discard_newer(common)
+
     def save(self) -> None:
         """Writes a checkpoint and the weights. If the disk refuses, says so and goes on."""
         state: dict[str, Any] = {name: _state_of(part) for name, part in self._parts.items()}
@@ -133,7 +150,7 @@ class TrainingState:
                 ]
             self._store.save(self.count.step, state, files=files, info=self._info)
             card = {**self._card, "step": str(self.count.step)}
-            if not self._member_directories:
+            if not self._member_directories and self._ranks.is_first:
                 save_model(self._model_path, self._model.state_dict(), card)
             for k, directory in enumerate(self._member_directories):
                 save_model(directory / _MODEL_FILE, member_state(self._model, k), card)

@@ -12,8 +12,9 @@ MODULES = sorted((ROOT / "classicrl").rglob("*.py"))
 # Each layer may import those above it in this list, and its own package. Modules that are not
 # listed put others together: they form the last layer.
 LAYERS = [
-    {"errors", "types"},
-    {"returns", "losses", "taylor", "schedules", "checkpoint", "console", "command_line"},
+    {"errors", "types", "distributed"},
+    {"returns", "losses", "moments", "taylor", "schedules"}
+    | {"checkpoint", "console", "command_line"},
     {"loggers", "replay", "envs", "networks", "search"},
     {"algorithms", "domains", "experiment", "evaluation", "machine", "parameters"},
     {"views"},

@@ -323,6 +323,13 @@ class CheckpointStore:
             )
         return None
 
+    def discard_newer(self, step: int) -> None:
+        """Deletes the checkpoints of later steps than ``step``; -1 deletes all."""
+        for path in checkpoint_paths(self._directory):
+            found = _step_of(path)
+            if found is not None and found > step:
+                self._remove(path)
+
     def _verify_external(
         self, external: dict[str, FileRecord], checked: dict[str, FileRecord]
     ) -> None:

@@ -75,6 +75,15 @@ PROTOCOLS: dict[str, AtariProtocol] = {
         noop_max=0,
         fire_reset=False,
     ),
+    # Burda et al. 2018 (RND), tables 2 to 4: as above, but a game is cut after 4,500 steps.
+    "exploration": AtariProtocol(
+        name="exploration",
+        repeat_action_probability=0.25,
+        life_loss_terminates=False,
+        noop_max=0,
+        fire_reset=False,
+        max_frames_per_episode=18_000,
+    ),
 }
 
 

@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from classicrl.envs import exploration
 from classicrl.errors import UserError
 
 MINATAR_GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
@@ -213,6 +214,7 @@ class GymVector:
 def _make(env_id: str, max_episode_steps: int | None) -> gymnasium.Env[Any, Any]:
     if env_id.startswith("MinAtar/"):
         _register_minatar(env_id)
+    exploration.register()
     if env_id not in gymnasium.registry:
         # Names of other packages would only be near by accident.
         known = [name for name in gymnasium.registry if "/" not in name or name[:8] == env_id[:8]]

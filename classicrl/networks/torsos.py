@@ -31,23 +31,45 @@ def init_lecun_normal_(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(layer.bias)
 
 
+def init_orthogonal_(layer: nn.Module, generator: torch.Generator, gain: float = 2**0.5) -> None:
+    """Sets a linear or convolution layer to an orthogonal matrix times ``gain``, its bias to 0.
+
+    Rows of a convolution are its filters (Saxe et al. 2014, arXiv 1312.6120).
+    """
+    assert isinstance(layer, nn.Linear | nn.Conv2d), layer
+    nn.init.orthogonal_(layer.weight, gain, generator=generator)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class ConvTorso(nn.Module):
-    """Stacked 84x84 frames -> ReLU convolutions -> flat features.
+    """Stacked 84x84 frames -> convolutions -> flat features.
 
     Args:
         layers: per convolution ``(channels, kernel, stride)``, no padding.
         in_channels: frames in a stack.
+        scale: pixels are multiplied by it.
+        negative_slope: of the activation; 0 makes it a ReLU.
 
     Shapes:
-        uint8 ``[B, in_channels, 84, 84]``, scaled to [0, 1] here -> float32 ``[B, out_features]``.
+        uint8 or float ``[B, in_channels, 84, 84]`` -> float32 ``[B, out_features]``.
     """
 
-    def __init__(self, layers: Sequence[tuple[int, int, int]], in_channels: int = 4) -> None:
+    def __init__(
+        self,
+        layers: Sequence[tuple[int, int, int]],
+        in_channels: int = 4,
+        *,
+        scale: float = 1.0 / 255.0,
+        negative_slope: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.scale = scale
         convolutions: list[nn.Module] = []
         channels, side = in_channels, 84
         for out_channels, kernel, stride in layers:
-            convolutions += [nn.Conv2d(channels, out_channels, kernel, stride), nn.ReLU()]
+            activation = nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU()
+            convolutions += [nn.Conv2d(channels, out_channels, kernel, stride), activation]
             channels, side = out_channels, (side - kernel) // stride + 1
         self.convolutions = nn.Sequential(*convolutions)
         self.out_features = channels * side * side
@@ -55,7 +77,9 @@ class ConvTorso(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         # channels_last is what the convolution kernels of CPUs and GPUs want. The bytes are put
         # into that order before they become floats four times as long.
-        x = obs.contiguous(memory_format=torch.channels_last).to(torch.float32).mul_(1.0 / 255.0)
+        x = obs.contiguous(memory_format=torch.channels_last).to(torch.float32)
+        if self.scale != 1.0:
+            x = x.mul_(self.scale) if obs.dtype == torch.uint8 else x * self.scale
         # Features in the order height, width, channel: as they lie in memory, so without a copy.
         features: Tensor = self.convolutions(x).permute(0, 2, 3, 1).flatten(1)
         return features  # [B, out_features]
