@@ -163,6 +163,7 @@ from classicrl.training_state import Counters, TrainingState
 
 AGENT = "ppo_rnd_atari"
 RECENT_EPISODES = 100
+MAX_ENVS = 4_096
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -195,7 +196,11 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def check(config: Config, ranks: Ranks) -> None:
-    """Refuses what cannot be divided as asked."""
+    """Refuses what cannot be divided as asked, and more emulators than a process can hold."""
+    if config.num_envs // ranks.size > MAX_ENVS:
+        raise UserError(
+            f"--num-envs {config.num_envs} is more than the {MAX_ENVS} of a process: lower it"
+        )
     if config.num_envs % (ranks.size * config.env_groups):
         raise UserError(
             f"--num-envs {config.num_envs} cannot be shared equally by {ranks.size} processes with "

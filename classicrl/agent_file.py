@@ -9,11 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from classicrl.algorithms.ppo import SampledPolicy
 from classicrl.checkpoint import load_model
 from classicrl.envs.atari import PROTOCOLS, AtariProtocol, AtariSingle
 from classicrl.envs.gym_vector import GYM_PROTOCOLS, GymProtocol, GymVector
 from classicrl.errors import UserError
 from classicrl.evaluation import AtariEvaluator, GymEvaluator, Policy
+from classicrl.networks.actor_critic import (
+    ActorCritic,
+    PolicyName,
+    RecurrentActorCritic,
+    atari_actor_critic,
+    vector_actor_critic,
+)
 from classicrl.networks.q_network import (
     HeadName,
     QNetwork,
@@ -25,6 +33,9 @@ from classicrl.networks.q_network import (
 
 MODEL_FILE = "model.safetensors"
 GymTorsoName = Literal["minatar", "vector"]
+ACTOR_CRITIC = "actor-critic"  # the head of agents that draw their actions
+
+Network = QNetwork | ActorCritic | RecurrentActorCritic
 
 
 class AgentCard(NamedTuple):
@@ -47,7 +58,7 @@ class Agent(NamedTuple):
     """A trained agent, ready to play."""
 
     policy: Policy
-    network: QNetwork
+    network: Network
     card: AgentCard
 
 
@@ -93,6 +104,8 @@ def load_agent(path: Path, device: torch.device | str = "cpu") -> Agent:
     if isinstance(card.protocol, AtariProtocol):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.eval()
+    if not isinstance(network, QNetwork):
+        return Agent(SampledPolicy(network), network, card)
 
     @torch.inference_mode()
     def policy(obs: NDArray[Any]) -> NDArray[np.int64]:
@@ -143,7 +156,7 @@ def evaluator_of(
     )
 
 
-def _network_of(card: AgentCard) -> tuple[QNetwork, int]:
+def _network_of(card: AgentCard) -> tuple[Network, int]:
     """The network that a card names, and its number of actions.
 
     Building the game is the one way to learn that number, and that the game is installed.
@@ -151,8 +164,12 @@ def _network_of(card: AgentCard) -> tuple[QNetwork, int]:
     head: Any = card.head
     if isinstance(card.protocol, AtariProtocol):
         num_actions = AtariSingle(card.env_id, protocol=card.protocol, seed=0).num_actions
+        if card.head == ACTOR_CRITIC:
+            return atari_actor_critic(card.torso, num_actions), num_actions  # type: ignore[arg-type]
         return atari_q_network(card.torso, head, num_actions), num_actions  # type: ignore[arg-type]
     env = GymVector(card.env_id, 1, seeds=0)
+    if card.head == ACTOR_CRITIC:
+        return vector_actor_critic(env.obs_shape[-1], env.num_actions), env.num_actions
     build = minatar_q_network if card.torso == "minatar" else vector_q_network
     return build(head, env.obs_shape[-1], env.num_actions), env.num_actions
 
@@ -165,11 +182,16 @@ def _card(path: Path, metadata: dict[str, str]) -> AgentCard:
             f"lacks {', '.join(missing)}"
         )
     protocols: dict[str, AtariProtocol | GymProtocol] = {**PROTOCOLS, **GYM_PROTOCOLS}
-    torsos = get_args(TorsoName) if metadata["protocol"] in PROTOCOLS else get_args(GymTorsoName)
+    if metadata["protocol"] not in PROTOCOLS:
+        torsos = get_args(GymTorsoName)
+    elif metadata["head"] == ACTOR_CRITIC:
+        torsos = get_args(PolicyName)
+    else:
+        torsos = get_args(TorsoName)
     choices = {
         "protocol": tuple(protocols),
         "torso": torsos,
-        "head": get_args(HeadName),
+        "head": (*get_args(HeadName), ACTOR_CRITIC),
     }
     for field, known in choices.items():
         if metadata[field] not in known:
