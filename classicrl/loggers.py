@@ -72,6 +72,8 @@ def _whole_rows(path: Path) -> tuple[list[str], list[list[str]]]:
 
 def _short(value: float) -> str:
     """Shortest text that gives the same float back; nothing for NaN (not measured yet)."""
+    if isinstance(value, np.generic):
+        value = value.item()  # NumPy's numbers say their type, too
     if isinstance(value, float) and math.isnan(value):
         return ""
     return repr(value)

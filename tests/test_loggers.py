@@ -344,3 +344,10 @@ def test_rate_of_a_resumed_run_counts_only_its_own_steps(
     now += 5.0
     progress.update(6_600, {})  # a line every half minute is enough
     assert capsys.readouterr().err == ""
+
+
+def test_numbers_of_numpy_are_written_as_numbers(tmp_path: Path) -> None:
+    log = CsvLog(tmp_path / "x.csv")
+    log.write(1, {"a": np.float64(0.25), "b": np.float32("nan"), "c": np.int64(3)})
+    log.close()
+    assert (tmp_path / "x.csv").read_text() == "step,a,b,c\n1,0.25,,3\n"
