@@ -203,6 +203,7 @@ def main(config: Config) -> None:
     """Fills every pair of markers with the tables of every machine that has that benchmark."""
     import atari_dqn
     import linear_layers
+    import ppo_rnd_atari
     import replay
     import search_rate
     import seeds_together
@@ -221,6 +222,7 @@ def main(config: Config) -> None:
         update_profile,
         value_family,
         seeds_together,
+        ppo_rnd_atari,
         search_rate,
     ):
         name = benchmark.__name__

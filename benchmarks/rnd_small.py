@@ -178,7 +178,7 @@ def draw(rows: list[tuple[str, str, int, int, float]], path: Path) -> None:
         axes.set_xlabel("thousand steps, all environments together")
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("share of the last 100 episodes\nthat succeeded")
-    panels[0].legend(loc="upper left", fontsize=8)
+    panels[0].legend(loc="center right", fontsize=8)
     figure.savefig(path, dpi=150)
 
 

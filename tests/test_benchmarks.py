@@ -25,8 +25,10 @@ MODULES = (
     "report",
     "atari_dqn",
     "linear_layers",
+    "ppo_rnd_atari",
     "qstar",
     "replay",
+    "rnd_small",
     "search_rate",
     "seeds_together",
     "update_profile",
@@ -383,3 +385,88 @@ def test_replays_hold_the_same_transitions(peer: None) -> None:
         assert any(k[-1] == np.True_.tobytes() for k in found), name
     bytes_each = [r.nbytes / r.num_transitions() for r in (own, plain, optimised)]
     assert bytes_each[0] * 3 < bytes_each[2] < bytes_each[1] / 1.9
+
+
+def test_ppo_with_rnd_beside_a_plain_loop(tmp_path: Path) -> None:
+    pytest.importorskip("ale_py")
+    ppo, kept = load("ppo_rnd_atari"), tmp_path / "machine.json"
+    config = ppo.Config(
+        num_envs=4, rollout_steps=3, device="cpu", threads=1, peer="none", repeats=2,
+        matrix_size=48, json=kept,
+    )  # fmt: skip
+    result = ppo.main(config)
+    assert result["num_parameters"] == 1_223_156 + 2_203_296
+    # A quarter of a GFLOP forwards and backwards over four epochs for each of the two networks.
+    assert 0.35e9 < result["step_flops"] < 0.55e9
+    speed, profile = ppo.tables(json.loads(kept.read_text())["ppo_rnd_atari"])
+    assert speed.header == ("steps/s", "classicrl", "plain", "over plain")
+    assert [row[0] for row in speed.rows][-1] == "emulators alone"
+    assert len(profile.rows) == 7
+
+
+def test_the_plain_loop_makes_the_same_update() -> None:
+    """With the same weights and the same rollout, both sides end with the same weights."""
+    pytest.importorskip("ale_py")
+    ppo = load("ppo_rnd_atari")
+    config = ppo.Config(num_envs=4, rollout_steps=3, device="cpu", threads=1)
+    own = ppo.ClassicRL(config, torch.device("cpu"), 1)
+    plain = ppo.Plain(config, torch.device("cpu"), 1)
+    rnd, network = own.learner.rnd, own.network
+    order = [
+        (network.body.torso.convolutions, plain.body),
+        (network.body.layers, [plain.body[7], plain.body[9]]),
+        ([network.heads.actor_branch, network.heads.value_branch], plain.branches),
+        ([network.heads.logits, network.heads.values], plain.heads),
+        (rnd.target.torso.convolutions, plain.target),
+        ([rnd.target.layers[0]], [plain.target[7]]),
+        (rnd.predictor.torso.convolutions, plain.predictor),
+        (rnd.predictor.layers[::2], [plain.predictor[k] for k in (7, 9, 11)]),
+    ]
+    pairs = [
+        (ours, theirs)
+        for a, b in order
+        for ours, theirs in zip(
+            [m for m in a if hasattr(m, "weight")], [m for m in b if hasattr(m, "weight")],
+            strict=False,
+        )
+    ]  # fmt: skip
+    assert sum(p.numel() for ours, _ in pairs for p in ours.parameters()) == 5_104_436
+    with torch.no_grad():
+        for ours, theirs in pairs:
+            weight = ours.weight
+            if isinstance(ours, nn.Linear) and weight.shape[1] in (2304, 3136):
+                # Ours flattens height, width, channel; torch's layer channel first.
+                side = int((weight.shape[1] // 64) ** 0.5)
+                weight = weight.view(-1, side, side, 64).permute(0, 3, 1, 2).flatten(1)
+            theirs.weight.copy_(weight)
+            theirs.bias.copy_(ours.bias)
+    own.collect()
+    for name in ("obs", "action", "log_prob", "reward", "discount"):
+        getattr(plain, name).copy_(getattr(own.rollout, name))
+    plain.values.copy_(torch.stack([own.rollout.value_ext, own.rollout.value_int], dim=-1))
+    before = [theirs.bias.detach().clone() for _, theirs in pairs]
+    own.learn()
+    plain.learn()
+    # All biases together: Adam turns the rounding of gradients near zero into whole steps.
+    moved = torch.cat([ours.bias - b for (ours, _), b in zip(pairs, before, strict=True)])
+    apart = torch.cat([ours.bias - theirs.bias for ours, theirs in pairs])
+    assert apart.norm() < 0.02 * moved.norm()
+
+
+def test_the_table_of_small_environments_by_hand() -> None:
+    rnd_small = load("rnd_small")
+    results = [
+        {"environment": "ChainLock40", "bonus": "rnd", "solved_at_step": step,
+         "evaluated_return": value}
+        for step, value in ((50_000, 1.0), (70_000, 0.5), (None, 0.0))
+    ] + [
+        {"environment": name, "bonus": bonus, "solved_at_step": None, "evaluated_return": 0.0}
+        for name in rnd_small.BUDGETS
+        for bonus in rnd_small.BONUSES
+        if (name, bonus) != ("ChainLock40", "rnd")
+    ]  # fmt: skip
+    rows = rnd_small.summary_table(results).rows
+    assert rows[0] == (
+        "ChainLock40, PPO + RND", "150,000", "2 of 3", "60,000 (50,000-70,000)", "0.50"
+    )  # fmt: skip
+    assert rows[1] == ("ChainLock40, PPO", "150,000", "0 of 1", "-", "0.00")
