@@ -64,3 +64,58 @@ def test_an_update_can_be_captured_in_a_cuda_graph() -> None:
     for name, parameter in captured.online.state_dict().items():
         assert not torch.equal(parameter, before[name])
         torch.testing.assert_close(parameter, eager.online.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+def test_ppo_with_rnd_learns_as_on_the_cpu() -> None:
+    from classicrl.algorithms.ppo import PPOLearner
+    from classicrl.algorithms.rnd import RND
+    from classicrl.networks import atari_actor_critic, atari_rnd_networks
+    from classicrl.replay import Rollout
+
+    T, N = 6, 8
+    figures, learners = {}, {}
+    for device in ("cpu", "cuda"):
+        g = torch.Generator().manual_seed(0)
+        rollout = Rollout(T, N, (4, 84, 84), device=device)
+        for name, values in {
+            "obs": torch.randint(0, 256, rollout.obs.shape, dtype=torch.uint8, generator=g),
+            "action": torch.randint(0, 18, (T, N), generator=g),
+            "log_prob": torch.full((T, N), -2.9),
+            "reward": torch.rand((T, N), generator=g),
+            "discount": torch.full((T, N), 0.999),
+        }.items():
+            getattr(rollout, name).copy_(values)
+        target, predictor = (
+            part.to(device, memory_format=torch.channels_last) for part in atari_rnd_networks()
+        )
+        network = atari_actor_critic("cnn", 18).to(device, memory_format=torch.channels_last)
+        rnd = RND(target, predictor, (1, 84, 84), N, device=device)
+        learners[device] = PPOLearner(network, rnd)
+        for _ in range(2):
+            metrics = learners[device].update(rollout)
+        figures[device] = {name: float(value) for name, value in metrics.items()}
+    for name in ("predictor", "value_ext", "entropy", "bonus", "bonus_scale"):
+        assert figures["cuda"][name] == pytest.approx(figures["cpu"][name], rel=5e-2), name
+    # And it is continued on the same device.
+    learners["cuda"].load_state_dict(learners["cuda"].state_dict())
+    first = learners["cuda"].act(rollout.obs[0], rollout.initial_state, rollout.starts[0])
+    assert first.action.is_cuda
+
+
+@pytest.mark.timeout(300)
+def test_the_script_of_ppo_with_rnd_trains_and_resumes(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("ale_py")
+    from script_process import load_script
+
+    script = load_script("ppo_rnd_atari")
+    settings = {
+        "num_envs": 16,
+        "env_groups": 2,
+        "rollout_steps": 8,
+        "warmup_rollouts": 2,
+        "device": "cuda",
+        "final_evaluation_episodes": 2,
+        "run_dir": tmp_path,
+    }
+    assert script.main(script.Config(total_steps=256, **settings))["device"] == "cuda"
+    assert script.main(script.Config(total_steps=512, **settings))["total_steps"] == 512
