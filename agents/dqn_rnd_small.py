@@ -1,11 +1,12 @@
 """Value learners with an intrinsic stream, on small environments: an experiment.
 
-    y_ext = r + discount max_a Q_ext-(x', a),    y_int = i(x') / s + gamma_int max_a Q_int-(x', a)
+    y_ext = r + discount q_ext-(x'),    y_int = i(x') / s + gamma_int q_int-(x')
 
-act by the maximum of Q_ext + beta Q_int, evaluate by Q_ext. The bonus i is that of random network
-distillation (Burda et al. 2018, arXiv 1810.12894), recomputed whenever a transition is drawn, so
-that what is no longer new is no longer rewarded; s is its running scale. The predictor learns once
-from what was just seen, not from the replay, which would show it everything many times.
+with q- the double-Q values; act by the maximum of Q_ext + beta Q_int, evaluate by Q_ext. The bonus
+i is that of random network distillation (Burda et al. 2018, arXiv 1810.12894), recomputed whenever
+a transition is drawn, so that what is no longer new is no longer rewarded; s is its running scale.
+The predictor learns once from what was just seen, not from the replay, which would show it
+everything many times.
 
 Both streams are learners of agents/va_classic_control.py, any member of the family, each with a
 network of its own. No paper reports this combination, and here it is not reliable: docs/rnd.md says
@@ -28,7 +29,7 @@ class Config:
     member: Literal["dqn", "dueling", "dueling-behaviour", "va", "rdq"] = "dueling"
     """Of both streams."""
     env_id: str = "classicrl/KeyReturn5-v0"
-    """Any gymnasium environment with vector observations and discrete actions."""
+    """One of the package's, whose episodes all begin alike."""
     total_steps: int = may_change(150_000)
     """Steps to train for, of all environments together."""
     seed: int = 0
@@ -112,6 +113,12 @@ def main(config: Config) -> dict[str, Any]:
         may_be_zero={"seed", "threads", "beta", "gamma_int", "epsilon"},
         at_most_one={"gamma_ext", "gamma_int", "epsilon"},
     )
+    if not config.env_id.startswith("classicrl/"):
+        raise UserError(
+            f"{config.env_id}: after an episode the intrinsic stream goes on with the start of the "
+            "next, which must always be the same one, as in classicrl/ChainLock40-v0 and "
+            "classicrl/KeyReturn5-v0"
+        )
     if config.first_update_steps <= config.num_envs:
         raise UserError(f"--first-update-steps must be above --num-envs, {config.num_envs}")
     name = config.env_id.replace("/", "-")
@@ -138,11 +145,6 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     envs = GymVector(
         config.env_id, N, seeds=config.seed, max_episode_steps=protocol.max_episode_steps
     )
-    if len(envs.obs_shape) != 1:
-        raise UserError(
-            f"{config.env_id} shows arrays of shape {envs.obs_shape}; this script is for vectors "
-            "of numbers"
-        )
     size, num_actions = envs.obs_shape[0], envs.num_actions
     recipe = FAMILY[config.member]
 

@@ -44,12 +44,12 @@ class Config:
     """Of everything random."""
     num_envs: int = 128
     """Games played side by side, over all processes; 1 makes resuming exact to the bit."""
-    env_groups: int = may_change(1)
+    env_groups: int = 1
     """2: one half of the games is emulated while actions are found for the other half."""
     device: Literal["auto", "cpu", "cuda"] = may_change("auto")
     """auto: the GPU if there is one."""
     threads: int = may_change(0)
-    """CPU threads; 0: all that this process may use."""
+    """CPU threads of each process; 0: all that there are, shared by the processes."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/ppo_rnd_atari/<environment>-<bonus>/seed<seed>."""
     overwrite: bool = not_recorded(False)
@@ -74,7 +74,9 @@ class Config:
     learning_rate: float = 1e-4
     """Of Adam, for policy and predictor."""
     anneal_learning_rate: bool = False
-    """Let it fall to zero over the run."""
+    """Let it fall to zero."""
+    anneal_steps: int | None = None
+    """Steps over which it falls. Default: the run."""
     adam_eps: float = 1e-8
     """Of Adam."""
     clip: float = 0.1
@@ -98,7 +100,7 @@ class Config:
     warmup_rollouts: int = 50
     """Rollouts of random actions that set the frames' statistics first. Not counted as steps."""
     taylor_k: int | None = None
-    """Weight the policy's gradient over an episode by a Taylor expansion of the discount of this
+    """Weight the game's advantages over an episode by a Taylor expansion of the discount of this
     order (arXiv 2106.06170). Default: off."""
     taylor_gamma: float = 0.9999
     """The discount that it expands towards."""
@@ -132,7 +134,9 @@ def resolve(config: Config) -> Config:
     """Fills in what depends on other fields."""
     keep = config.predictor_keep_prob
     return dataclasses.replace(
-        config, predictor_keep_prob=min(1.0, 32 / config.num_envs) if keep is None else keep
+        config,
+        predictor_keep_prob=min(1.0, 32 / config.num_envs) if keep is None else keep,
+        anneal_steps=config.anneal_steps or config.total_steps,
     )
 
 
@@ -148,10 +152,10 @@ import torch
 from classicrl.algorithms.ppo import PPOLearner, SampledPolicy
 from classicrl.algorithms.rnd import RND
 from classicrl.console import TrainingProgress
-from classicrl.distributed import Ranks, join_ranks
-from classicrl.envs.atari import PROTOCOLS, make_atari
+from classicrl.distributed import Ranks, join_ranks, local_size
+from classicrl.envs.atari import PROTOCOLS, AtariSingle, available_cpus, make_atari
 from classicrl.errors import RunFailure, UserError
-from classicrl.experiment import Run, StopRequest, versions
+from classicrl.experiment import Run, StopRequest, shared_run, versions
 from classicrl.exploration import ExplorationEvaluator
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, describe, require_memory, set_threads
@@ -179,20 +183,22 @@ def main(config: Config) -> dict[str, Any]:
     game = config.env_id.replace("/", "-")
     directory = config.run_dir or Path(f"runs/{AGENT}/{game}-{config.bonus}/seed{config.seed}")
     device = choose_device(config.device)
-    with join_ranks(device.type) as ranks:
+    with (
+        join_ranks(device.type) as ranks,
         # Every process keeps what is its own; what is written once is the first one's.
-        own = directory if ranks.is_first else directory / "ranks" / str(ranks.rank)
-        with Run(own, overwrite=config.overwrite) as run, StopRequest() as stop:
-            config = run.configure(config, resolve)
-            check(config, ranks)
-            summary = run.summary
-            # Together, or not at all: one that has finished would leave the others waiting.
-            if ranks.any(summary is None or summary["total_steps"] < config.total_steps):
-                summary = train(config, run, stop, ranks)
-            assert summary is not None
-            if ranks.is_first:
-                print(run.closing_lines(summary))
-            return summary
+        shared_run(directory, ranks, overwrite=config.overwrite) as run,
+        StopRequest() as stop,
+    ):
+        config = run.configure(config, resolve)
+        check(config, ranks)
+        summary = run.summary
+        # Together, or not at all: one that has finished would leave the others waiting.
+        if ranks.any(summary is None or summary["total_steps"] < config.total_steps):
+            summary = train(config, run, stop, ranks)
+        assert summary is not None
+        if ranks.is_first:
+            print(run.closing_lines(summary))
+        return summary
 
 
 def check(config: Config, ranks: Ranks) -> None:
@@ -210,8 +216,7 @@ def check(config: Config, ranks: Ranks) -> None:
     if config.shuffle and config.policy == "gru":
         raise UserError("--policy gru needs its steps in order: leave --shuffle off")
     envs_or_steps = config.num_envs // ranks.size * (config.rollout_steps if config.shuffle else 1)
-    minibatches = min(config.num_minibatches, config.num_envs // ranks.size)
-    if config.num_envs > ranks.size and envs_or_steps % minibatches:
+    if envs_or_steps % num_minibatches(config, ranks):
         raise UserError(
             f"--num-minibatches {config.num_minibatches} does not divide "
             f"{envs_or_steps} {'steps' if config.shuffle else 'environments'}: choose a divisor"
@@ -223,10 +228,17 @@ def check(config: Config, ranks: Ranks) -> None:
         )
 
 
+def num_minibatches(config: Config, ranks: Ranks) -> int:
+    """Of each process. One with few environments has one for each, unless steps are shuffled."""
+    if config.shuffle:
+        return config.num_minibatches
+    return min(config.num_minibatches, config.num_envs // ranks.size)
+
+
 def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str, Any]:
     """The whole of the training, from nothing or from the last checkpoint; returns the summary."""
     device = ranks.device if ranks.size > 1 else choose_device(config.device)
-    threads = set_threads(config.threads)
+    threads = set_threads(config.threads or max(1, available_cpus() // local_size()))
     protocol = PROTOCOLS[config.protocol]
     software = versions()
     T, N = config.rollout_steps, config.num_envs // ranks.size
@@ -283,7 +295,7 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
         clip=config.clip,
         entropy_coef=config.entropy_coef,
         num_epochs=config.num_epochs,
-        num_minibatches=min(config.num_minibatches, N),
+        num_minibatches=num_minibatches(config, ranks),
         shuffle=config.shuffle,
         normalise_advantage=config.normalise_advantage,
         max_grad_norm=config.max_grad_norm,
@@ -361,6 +373,9 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
         else:
             # The C++ emulators cannot be saved: new games begin. The filter of intrinsic rewards
             # goes on, as it does from one game to the next.
+            for part in envs:
+                if isinstance(part, AtariSingle):  # groups of one
+                    part.reset()
             rollout.begin_new_episodes(observations())
             episodes.begin_new_episodes()
     else:
@@ -381,7 +396,8 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
         )
 
     def check_finite() -> None:
-        if not all(math.isfinite(mean) for name, mean in means.peek().items() if name in vital):
+        figures = means.peek()
+        if ranks.any(not all(math.isfinite(figures.get(name, 0.0)) for name in vital)):
             raise RunFailure(
                 f"a loss became NaN or infinite by step {count.step:,}; the last good checkpoint "
                 f"stands in {run.directory}: start anew with a lower --learning-rate"
@@ -458,16 +474,17 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
             rollout.reward.copy_(torch.from_numpy(reward))
             rollout.discount.copy_(torch.from_numpy(discount))
             if weights is not None:
-                rollout.policy_weight.copy_(weights[torch.from_numpy(age).to(device)])
+                rollout.weight_ext.copy_(weights[torch.from_numpy(age).to(device)])
 
             # -- Learning ---------------------------------------------------------------------
             before, after = count.step, count.step + steps_per_rollout
             if config.anneal_learning_rate:
+                assert config.anneal_steps is not None
                 rate = linear(
                     before,
                     start=config.learning_rate,
                     end=0.0,
-                    duration_steps=config.total_steps,
+                    duration_steps=config.anneal_steps,
                 )
                 for group in learner.optimizer.param_groups:
                     group["lr"] = rate

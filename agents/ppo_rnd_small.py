@@ -8,8 +8,8 @@ of the package, and nobody solves them by chance:
 
     classicrl/ChainLock40-v0  classicrl/ChainLock60-v0  classicrl/KeyReturn5-v0
 
-``--bonus none`` is plain PPO, which does not solve them either. The same command again continues
-the run, exactly. docs/rnd.md explains every figure logged.
+``--bonus none`` is plain PPO, for comparison. The same command again continues the run, exactly.
+docs/rnd.md explains every figure logged.
 """
 
 import dataclasses
@@ -109,7 +109,7 @@ from classicrl.training_state import Counters, TrainingState
 
 AGENT = "ppo_rnd_small"
 RECENT_EPISODES = 100
-SOLVED_SHARE = 0.9  # of the recent episodes with a positive return
+REWARDED_SHARE = 0.9  # of the recent episodes; in the package's environments: solved
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     rollout = Rollout(T, N, (size,), obs_dtype=torch.float32, device=device)
     episodes = EpisodeStatistics(N, window_episodes=RECENT_EPISODES)
     means = MeanMetrics()
-    solved = SolvedAt()
+    rewarded = RewardedAt()
 
     # -- Where it stands: at nothing, or at the last checkpoint --------------------------------
     progress = TrainingProgress(config.total_steps)
@@ -205,7 +205,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             "envs": envs,
             "episodes": episodes,
             "means": means,
-            "solved": solved,
+            "rewarded": rewarded,
         },
         model=network,
         card={
@@ -277,8 +277,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             count.updates += config.num_epochs * config.num_minibatches
             recent = np.array(episodes.recent_returns)
             share = float((recent > 0).mean()) if len(recent) else math.nan
-            if len(recent) == RECENT_EPISODES and share >= SOLVED_SHARE:
-                solved.at(count.step)
+            if len(recent) == RECENT_EPISODES and share >= REWARDED_SHARE:
+                rewarded.at(count.step)
 
             if crossings(before, count.step, config.log_period_steps):
                 check_finite()
@@ -330,7 +330,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             "seed": config.seed,
             "total_steps": count.step,
             "num_updates": count.updates,
-            "solved_at_step": solved.step,
+            "rewarded_at_step": rewarded.step,
             "eval": scores.record(),
             "steps_per_second": count.step / state.seconds,
             "wall_seconds": state.seconds,
@@ -343,14 +343,14 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         return summary
 
 
-class SolvedAt:
-    """The first step at which nine of ten recent episodes were rewarded."""
+class RewardedAt:
+    """The first step at which nine of ten recent episodes had a return above 0."""
 
     def __init__(self) -> None:
         self.step: int | None = None
 
     def at(self, step: int) -> None:
-        """It is solved now; only the first time counts."""
+        """They have now; only the first time counts."""
         self.step = self.step or step
 
     def state_dict(self) -> dict[str, Any]:

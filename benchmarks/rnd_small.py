@@ -25,7 +25,7 @@ from report import Table, markdown, replace_block, show
 from classicrl.checkpoint import write_atomic
 from classicrl.command_line import exit_with, require_positive
 from classicrl.errors import UserError
-from classicrl.experiment import read_json, versions, write_json
+from classicrl.experiment import read_json, write_json
 from classicrl.loggers import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,10 +53,12 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """Trains what is missing, then writes everything."""
     require_positive(config)
+    if not config.docs.exists():
+        raise UserError(f"{config.docs} does not exist: name the page by --docs")
     script = _script()
     rows: list[tuple[str, str, int, int, float]] = []
     results: list[dict[str, Any]] = []
-    machine = ""
+    machine, software = "", {}
     for name, total_steps in BUDGETS.items():
         for bonus in BONUSES:
             for seed in range(config.num_seeds):
@@ -70,7 +72,7 @@ def main(config: Config) -> dict[str, Any]:
                         run_dir=directory,
                     )
                 )
-                machine = summary["machine"]
+                machine, software = summary["machine"], summary["versions"]
                 metrics = read_csv(directory / "metrics.csv")
                 curve = zip(metrics["step"], metrics["charts/rewarded_episodes"], strict=True)
                 rows += [(name, bonus, seed, int(step), share) for step, share in curve]
@@ -80,7 +82,7 @@ def main(config: Config) -> dict[str, Any]:
                         "bonus": bonus,
                         "seed": seed,
                         "total_steps": summary["total_steps"],
-                        "solved_at_step": summary["solved_at_step"],
+                        "solved_at_step": summary["rewarded_at_step"],
                         "evaluated_return": summary["eval"]["mean_return"],
                         "wall_seconds": summary["wall_seconds"],
                     }
@@ -92,7 +94,7 @@ def main(config: Config) -> dict[str, Any]:
         "command": "python benchmarks/rnd_small.py",
         "config": settings,
         "machine": machine,
-        "versions": versions(),
+        "versions": software,
         "results": results,
     }
     config.reference.mkdir(parents=True, exist_ok=True)

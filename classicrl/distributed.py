@@ -14,7 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_TIMEOUT_SECONDS = 1800  # a rank may be that far behind, while it evaluates or writes
+from classicrl.errors import UserError
+
+_TIMEOUT_SECONDS = 3600  # a rank may be that far behind, while the first one evaluates
 
 
 class Ranks:
@@ -84,12 +86,20 @@ class Ranks:
         return bool((gathered == gathered[0]).all())
 
 
+def local_size() -> int:
+    """How many of the processes run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @contextmanager
 def join_ranks(device_type: str) -> Iterator[Ranks]:
     """The processes that ``torchrun`` started this one with; one alone without it.
 
     Args:
         device_type: ``cuda`` joins by NCCL, each rank on the GPU of its local number; else gloo.
+
+    Raises:
+        UserError: if there are more processes than GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -97,7 +107,13 @@ def join_ranks(device_type: str) -> Iterator[Ranks]:
         return
     nccl = device_type == "cuda"
     if nccl:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"{local_rank + 1} processes on a machine with {torch.cuda.device_count()} GPUs: "
+                "start one for each GPU, or use --device cpu"
+            )
+        torch.cuda.set_device(local_rank)
     dist.init_process_group(
         "nccl" if nccl else "gloo", timeout=datetime.timedelta(seconds=_TIMEOUT_SECONDS)
     )

@@ -16,13 +16,15 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
 from classicrl.checkpoint import write_atomic
+from classicrl.distributed import Ranks
 from classicrl.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
@@ -182,6 +184,30 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@contextmanager
+def shared_run(directory: Path, ranks: Ranks, *, overwrite: bool = False) -> Iterator[Run]:
+    """The run directory of each of several processes: the first one's, and below it the others'.
+
+    The first one opens its own before the others do, so that ``overwrite`` deletes nothing that
+    they have just written. If it cannot, they leave, too, with exit code 2 and without a word.
+
+    Raises:
+        UserError: as :class:`Run`.
+    """
+    if not ranks.is_first and ranks.any(False):
+        raise SystemExit(UserError.exit_code)
+    own = directory if ranks.is_first else directory / "ranks" / str(ranks.rank)
+    try:
+        run = Run(own, overwrite=overwrite)
+    except UserError:
+        ranks.any(True)
+        raise
+    with run:
+        if ranks.is_first:
+            ranks.any(False)
+        yield run
 
 
 class StopRequest:

@@ -20,7 +20,6 @@ from classicrl.evaluation import (
     Evaluation,
     Policy,
     begin_games,
-    evaluation_epsilon,
     keep_games,
     write_gif,
 )
@@ -118,13 +117,14 @@ class ExplorationEvaluator:
                 returns[k] += float(result.reward[0])
                 num_steps[k] += 1
                 goes_on[row] = not result.ended[0]
-                self._rooms_now.update(self._room(envs[k]))
+                if goes_on[row]:  # else the next game has begun
+                    self._rooms_now.update(self._room(envs[k]))
             keep_games(self.policy, goes_on)
             playing = [k for row, k in enumerate(playing) if goes_on[row]]
         for room in sorted(self._rooms_now):
             self.rooms.first_visits.setdefault(room, step)
-        epsilon = evaluation_epsilon(self.protocol)
-        return Evaluation(returns, num_steps, epsilon, self.protocol.max_frames_per_episode)
+        # Actions are those of the policy, which draws them.
+        return Evaluation(returns, num_steps, 0.0, self.protocol.max_frames_per_episode)
 
     def figures(self) -> dict[str, float]:
         """Rooms in the last evaluation and in all of them; nothing for games without rooms."""
@@ -153,8 +153,10 @@ class ExplorationEvaluator:
             result = env.step(self.policy(obs))
             obs = result.final_obs if result.ended[0] else result.obs
             trace.score.append(float(result.reward[0]))
-            trace.room.extend(self._room(env))
-            trace.screens.append(env.render())
+            # The emulator has begun the next game where this one ended.
+            ended = bool(result.ended[0])
+            trace.room.extend(trace.room[-1:] if ended else self._room(env))
+            trace.screens.append(trace.screens[-1] if ended else env.render())
             if self.rnd is not None:
                 device = self.rnd.filter_state.device
                 trace.bonus.append(float(self.rnd.bonus(torch.from_numpy(obs).to(device))[0]))

@@ -164,23 +164,25 @@ class MeanMetrics:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """More values of each name, ``[U]``, or ``[U, K]`` of members side by side."""
         for name, values in metrics.items():
             total = values.double().sum(dim=0)
             self._sums[name] = self._sums[name] + total if name in self._sums else total
-        self._count += len(values)
+            self._counts[name] = self._counts.get(name, 0) + len(values)
 
     def peek(self, member: int | None = None) -> dict[str, float]:
         """Means so far, of one member where there are several."""
         index = () if member is None else member
-        return {name: float(total[index]) / self._count for name, total in self._sums.items()}
+        return {
+            name: float(total[index]) / self._counts[name] for name, total in self._sums.items()
+        }
 
     def reset(self) -> None:
         """Begins anew."""
-        self._sums, self._count = {}, 0
+        self._sums, self._counts = {}, {}
 
     def pop(self) -> dict[str, float]:
         """Means so far, which begin anew."""
@@ -189,16 +191,18 @@ class MeanMetrics:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums and count."""
+        """Sums and counts."""
         sums = {name: total.tolist() for name, total in self._sums.items()}
-        return {"sums": sums, "count": self._count}
+        return {"sums": sums, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues the means."""
         self._sums = {
             name: torch.tensor(total, dtype=torch.float64) for name, total in state["sums"].items()
         }
-        self._count = int(state["count"])
+        # Checkpoints of earlier versions have one count for all names.
+        counts = state.get("counts") or {name: state["count"] for name in self._sums}
+        self._counts = {name: int(count) for name, count in counts.items()}
 
 
 class Episode(NamedTuple):

@@ -16,6 +16,7 @@ from torch import nn
 
 from classicrl.checkpoint import Checkpoint, CheckpointNotWritten, CheckpointStore, save_model
 from classicrl.distributed import Ranks
+from classicrl.errors import UserError
 from classicrl.networks import member_state
 from classicrl.replay import MemberReplays, ReplayArchive, ReplayBuffer
 from classicrl.types import Stateful
@@ -104,12 +105,19 @@ class TrainingState:
         """Brings back the newest whole checkpoint; False if there is none.
 
         Raises:
-            UserError: if there are checkpoints, but none is whole.
+            UserError: if there are checkpoints, but none is whole; or if another number of
+                processes made them.
         """
         checkpoint = self._newest_of_all_ranks()
         if checkpoint is None:
             return False
         state = checkpoint.state
+        size = int(state.get("num_ranks", 1))
+        if size != self._ranks.size:
+            raise UserError(
+                f"the run was made by {size} process{'es' * (size > 1)}, and {self._ranks.size} "
+                "cannot continue it: its environments are divided among them"
+            )
         for name, part in self._parts.items():
             if isinstance(part, np.random.Generator):
                 part.bit_generator.state = state[name]
@@ -129,9 +137,15 @@ class TrainingState:
             checkpoint = self._store.load_latest()
             own = -1 if checkpoint is None else checkpoint.step
             steps = self._ranks.gather(torch.tensor([own], device=self._ranks.device))
-            common = int(steps.min())
-            if int(steps.max()) == common:
+            common, newest = int(steps.min()), int(steps.max())
+            if common == newest:
                 return checkpoint
+            if common < 0 < newest:
+                raise UserError(
+                    f"some of the {self._ranks.size} processes have no checkpoint, others have one "
+                    f"of step {newest:,}: continue with as many processes as the run began with, "
+                    "which all see its directory"
+                )
             # One was ended between the saves of the others.
             self._store.discard_newer(common)
 
@@ -139,6 +153,7 @@ class TrainingState:
         """Writes a checkpoint and the weights. If the disk refuses, says so and goes on."""
         state: dict[str, Any] = {name: _state_of(part) for name, part in self._parts.items()}
         state["count"]["seconds"] = self.seconds
+        state["num_ranks"] = self._ranks.size
         files: list[Path] = []
         try:
             if self._save_replay:

@@ -124,15 +124,13 @@ def test_the_agent_is_played_by_the_command(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--env-id", "MinAtar/Breakout-v1"], "vectors of numbers"),
+        (["--env-id", "CartPole-v1"], "must always be the same one"),
         (["--first-update-steps", "16"], "must be above --num-envs"),
         (["--beta", "-1"], "--beta must not be negative"),
         (["--epsilon", "2"], "--epsilon must be at most 1"),
     ],
 )
 def test_bad_flags_exit_2_with_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
-    if "MinAtar/Breakout-v1" in arguments:
-        pytest.importorskip("minatar")
     exit_code, output = command_line(
         "dqn_rnd_small", *arguments, "--run-dir", str(tmp_path / "run"), output=tmp_path / "out"
     )

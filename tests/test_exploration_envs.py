@@ -12,6 +12,7 @@ from classicrl.envs import exploration
 from classicrl.envs.exploration import ChainLock, KeyReturn
 
 FORWARD = "030103300210003012011300133103112001202231012013020023110120"
+BACK_DIGITS = "213232013102211323220221302211331110313003323132212132202331"
 R, L, U, D = 3, 2, 0, 1
 TO_THE_KEY = [*[R] * 4, *[D] * 2, *[L] * 4, *[D] * 2, *[R] * 4]
 BACK = [*[L] * 4, *[U] * 2, *[R] * 4, *[U] * 2, *[L] * 4]
@@ -53,6 +54,16 @@ class TestChainLock:
         assert len(results) == 5 * length // 2
         assert results[-1][2:4] == (False, True)
         assert int(np.argmax(results[-1][0])) == cell
+
+    def test_what_each_action_does_in_each_cell(self, length: int) -> None:
+        env = ChainLock(length)
+        for cell in range(length - 1):
+            for action in range(4):
+                env.reset()
+                env.cell = cell
+                obs = env.step(np.int64(action))[0]
+                change = (str(action) == FORWARD[cell]) - (str(action) == BACK_DIGITS[cell])
+                assert int(np.argmax(obs)) == max(0, cell + change)
 
     def test_success_on_the_last_step_counts(self, length: int) -> None:
         env = ChainLock(length)

@@ -351,3 +351,18 @@ def test_numbers_of_numpy_are_written_as_numbers(tmp_path: Path) -> None:
     log.write(1, {"a": np.float64(0.25), "b": np.float32("nan"), "c": np.int64(3)})
     log.close()
     assert (tmp_path / "x.csv").read_text() == "step,a,b,c\n1,0.25,,3\n"
+
+
+def test_means_count_each_name_by_itself() -> None:
+    means = MeanMetrics()
+    means.add({"a": torch.ones(1)})
+    means.add({"b": torch.tensor([1.0, 1.0, 4.0])})
+    means.add({"a": torch.tensor([3.0])})
+    assert means.peek() == {"a": 2.0, "b": 2.0}
+    other = MeanMetrics()
+    other.load_state_dict(means.state_dict())
+    other.add({"b": torch.tensor([6.0])})
+    assert other.peek() == {"a": 2.0, "b": 3.0}
+    # A checkpoint of an earlier version, with one count for all.
+    other.load_state_dict({"sums": {"a": 4.0}, "count": 2})
+    assert other.peek() == {"a": 2.0}

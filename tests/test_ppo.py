@@ -209,12 +209,54 @@ class TestUpdate:
         ):
             assert torch.equal(a, b)
 
-    def test_the_policys_weight_scales_its_advantage(self) -> None:
+    def test_the_weight_scales_the_extrinsic_advantage_alone(self) -> None:
         plain, weighted = filled_rollout(), filled_rollout()
-        weighted.policy_weight.fill_(0.0)
-        a, b = make_learner(entropy_coef=0.0), make_learner(entropy_coef=0.0)
-        assert b.update(weighted)["policy"] == 0.0
-        assert a.update(plain)["policy"] != 0.0
+        weighted.weight_ext.fill_(0.0)
+        for bonus, zero in ((False, True), (True, False)):
+            weightless = make_learner(bonus=bonus).update(weighted)["policy"]
+            assert (weightless == 0.0) == zero
+            assert make_learner(bonus=bonus).update(plain)["policy"] != weightless
+        # Half of it is as half of its coefficient.
+        weighted.weight_ext.fill_(0.5)
+        a = make_learner(ext_coef=2.0).update(weighted)["policy"]
+        b = make_learner(ext_coef=1.0).update(plain)["policy"]
+        torch.testing.assert_close(a, b)
+
+    def test_frames_are_dropped_anew_in_every_minibatch(self) -> None:
+        learner, rollout = make_learner(), filled_rollout()
+        rnd = learner.rnd
+        assert rnd is not None
+        rnd.keep_prob = 0.25
+        masks: list[Tensor] = []
+        loss = rnd.loss
+
+        def noting(obs: Tensor, targets: Tensor, kept: Tensor) -> Tensor:
+            masks.append(kept)
+            result = loss(obs, targets, kept)
+            error = losses.distillation_error(rnd.predictor(rnd.normalised(obs)), targets)
+            expected = (error * kept).sum() / kept.sum().clamp(min=1)
+            torch.testing.assert_close(result, expected)
+            return result
+
+        rnd.loss = noting  # type: ignore[method-assign]
+        learner.num_epochs = 12
+        learner.update(rollout)
+        assert len(masks) == 36
+        assert len({tuple(mask.tolist()) for mask in masks}) > 25
+        assert 0.15 < torch.cat(masks).float().mean() < 0.35
+
+    def test_parts_are_equal_or_refused(self) -> None:
+        learner = make_learner(num_envs=N)
+        learner.num_minibatches = 4
+        with pytest.raises(ValueError, match="6 are not 4 equal minibatches"):
+            learner.update(filled_rollout())
+
+    def test_another_kind_of_device_draws_other_numbers(self) -> None:
+        learner, other = make_learner(), make_learner()
+        state = learner.state_dict()
+        state["generator"] = {"device": "cuda", "state": torch.zeros(16, dtype=torch.uint8)}
+        other.load_state_dict(state)
+        assert not torch.equal(other.generator.get_state(), learner.generator.get_state())
 
     def test_the_same_twice(self) -> None:
         a, b = make_learner(shuffle=True, seed=5), make_learner(shuffle=True, seed=5)

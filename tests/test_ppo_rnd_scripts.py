@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from script_process import AGENTS, Kill, after_calls, command_line, load_script, train
+from trees import assert_same_tree
 
 pytest.importorskip("ale_py")
 
@@ -25,9 +26,10 @@ from PIL import Image
 from classicrl.algorithms.ppo import PPOLearner
 from classicrl.algorithms.rnd import RND
 from classicrl.checkpoint import checkpoint_paths, load_model, read_checkpoint
-from classicrl.envs.atari import PROTOCOLS, AtariSingle
+from classicrl.envs.atari import PROTOCOLS, AtariSingle, AtariVector
 from classicrl.errors import RunFailure, UserError
 from classicrl.loggers import read_csv
+from classicrl.taylor import taylor_weights
 
 TIMES = ("charts/steps_per_second", "charts/wall_seconds")
 COMMON: dict[str, Any] = {
@@ -84,8 +86,7 @@ def assert_same_end(one: Path, other: Path) -> None:
         read_checkpoint(checkpoint_paths(d / "checkpoints")[-1]).state["learner"]
         for d in (one, other)
     ]
-    assert repr(states[0]) == repr(states[1])
-    torch.testing.assert_close(states[0]["rnd"]["filter_state"], states[1]["rnd"]["filter_state"])
+    assert_same_tree(states[0], states[1])
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_killed_and_continued_changes_nothing(
         read_checkpoint(checkpoint_paths(d / "checkpoints")[-1]).state["learner"]
         for d in (finished(script)[0], tmp_path)
     ]
-    assert repr(states[0]) == repr(states[1])
+    assert_same_tree(states[0], states[1])
 
 
 def test_the_statistics_are_not_gathered_again(
@@ -201,10 +202,31 @@ def test_groups_of_environments_fill_the_same_rollout(
 ) -> None:
     """With two groups, too, obs[t + 1] follows obs[t], and rewards belong to their steps."""
     checked = 0
-    update = PPOLearner.update
+    received: list[Any] = []
+    given: dict[int, list[Any]] = {}
+    update, recv = PPOLearner.update, AtariVector.recv
+
+    def noting(envs: AtariVector) -> Any:
+        """Every step brings its own reward: 1, -1, 1, 1, -1, 1, ... by environment and step."""
+        result = recv(envs)
+        rows = given.setdefault(id(envs), [])
+        signs = (-1.0) ** (np.arange(envs.num_envs) * len(rows) // 2)
+        rows.append(signs)
+        return result._replace(reward=(7 * signs).astype(np.float32))
+
+    monkeypatch.setattr(AtariVector, "recv", noting)
 
     def checking(learner: PPOLearner, rollout: Any) -> Any:
         nonlocal checked
+        output, _ = learner.network(rollout.obs, rollout.initial_state, rollout.starts)
+        for name in ("value_ext", "value_int"):
+            torch.testing.assert_close(
+                getattr(output, name), getattr(rollout, name), atol=1e-5, rtol=1e-4
+            )
+        log_probs = output.logits[:-1].log_softmax(dim=-1)
+        chosen = log_probs.gather(-1, rollout.action[..., None])[..., 0]
+        torch.testing.assert_close(chosen, rollout.log_prob, atol=1e-4, rtol=1e-4)
+        received.append(rollout.reward.numpy().copy())
         for t in range(rollout.num_steps):
             goes_on = ~rollout.starts[t + 1]
             # A stack is the one before, moved by a frame.
@@ -218,6 +240,8 @@ def test_groups_of_environments_fill_the_same_rollout(
     monkeypatch.setattr(PPOLearner, "update", checking)
     run("ppo_rnd_atari", tmp_path, num_envs=6, env_groups=2, num_minibatches=3, total_steps=144)
     assert checked == 24
+    groups = [np.stack(rows[12:]) for rows in given.values()]  # without the random rollouts
+    np.testing.assert_array_equal(np.concatenate(received), np.concatenate(groups, axis=1))
 
 
 @pytest.mark.parametrize(
@@ -249,6 +273,26 @@ def test_a_time_limit_is_an_end_or_is_bootstrapped_through(
         return update(learner, rollout)
 
     monkeypatch.setattr(PPOLearner, "update", noting)
+    values: list[float] = []
+    value_of = PPOLearner.values
+
+    def noting_values(learner: PPOLearner, obs: torch.Tensor, *rest: Any) -> Any:
+        ext, intrinsic = value_of(learner, obs, *rest)
+        if obs.shape[0] == 1 and len(last_views) and torch.equal(obs, last_views[-1]):
+            values.append(float(ext[0]))
+        return ext, intrinsic
+
+    monkeypatch.setattr(PPOLearner, "values", noting_values)
+    last_views: list[torch.Tensor] = []
+    recv = AtariSingle.recv
+
+    def noting_ends(env: AtariSingle) -> Any:
+        result = recv(env)
+        if result.ended[0]:
+            last_views.append(torch.from_numpy(result.final_obs))
+        return result
+
+    monkeypatch.setattr(AtariSingle, "recv", noting_ends)
     for bootstrap in (False, True):
         run(
             "ppo_rnd_atari",
@@ -261,7 +305,51 @@ def test_a_time_limit_is_an_end_or_is_bootstrapped_through(
         ended = starts[1:]
         assert ended.sum() == 1  # games of 60 steps here
         assert (discount[ended] == 0).all()
-        assert (reward[ended] != 0).all() == bootstrap  # Montezuma gives nothing there
+        # Montezuma gives nothing there: what is left is the value of the game's own last view.
+        expected = [0.999 * values[-1]] if bootstrap else [0.0]
+        assert reward[ended].tolist() == pytest.approx(expected)
+
+
+def test_the_taylor_weight_is_that_of_the_step_of_the_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    update = PPOLearner.update
+
+    def noting(learner: PPOLearner, rollout: Any) -> Any:
+        seen.append((rollout.weight_ext[:, 0].clone(), rollout.starts[:, 0].clone()))
+        return update(learner, rollout)
+
+    monkeypatch.setattr(PPOLearner, "update", noting)
+    settings = {"rollout_steps": 25, "total_steps": 100, "taylor_k": 2}
+    with monkeypatch.context() as patch:  # over a break, too
+        after_calls(patch, PPOLearner, "update", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            run("ppo_rnd_atari", tmp_path, **settings)
+    run("ppo_rnd_atari", tmp_path, **settings)
+    weights = torch.cat([weight for weight, _ in seen])
+    starts = torch.cat([starts[:-1] for _, starts in seen])
+    assert starts.nonzero()[:, 0].tolist() == [0, 60]  # games of 60 steps here
+    by_age = taylor_weights(61, 2, 0.999, 0.9999)
+    expected = np.concatenate([by_age[:60], by_age[:40]])
+    np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-6)
+
+
+def test_the_learning_rate_falls_over_its_own_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prolonging the run does not raise it again."""
+    rates: list[float] = []
+    update = PPOLearner.update
+
+    def noting(learner: PPOLearner, rollout: Any) -> Any:
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+        return update(learner, rollout)
+
+    monkeypatch.setattr(PPOLearner, "update", noting)
+    run("ppo_rnd_atari", tmp_path, anneal_learning_rate=True, total_steps=24)
+    run("ppo_rnd_atari", tmp_path, anneal_learning_rate=True, total_steps=36)
+    assert rates == pytest.approx([1e-4, 0.75e-4, 0.5e-4, 0.25e-4, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -441,9 +529,11 @@ def test_two_processes_train_one_agent_and_a_killed_one_changes_nothing(tmp_path
     assert torch.equal(moments[0]["var"], moments[1]["var"])
     assert float(moments[0]["count"]) == pytest.approx(2 * (6 * 2 + 120) + 1e-4)
     # Not the same games, though: each rank has environments and random numbers of its own.
-    assert not torch.equal(first["rollout"]["state"], second["rollout"]["state"]) or repr(
-        first["envs0"]
-    ) != repr(second["envs0"])
+    for name in ("envs0", "rollout"):
+        assert first.keys() == second.keys() and name in first
+    assert first["envs0"]["emulator"] != second["envs0"]["emulator"]
+    generators = [state["learner"]["generator"]["state"] for state in (first, second)]
+    assert not torch.equal(*generators)
 
     process = torchrun(broken, 240)
     deadline = time.monotonic() + 100
@@ -458,8 +548,17 @@ def test_two_processes_train_one_agent_and_a_killed_one_changes_nothing(tmp_path
     output, _ = process.communicate(timeout=150)
     assert process.returncode == 0, output
     for rank in ("", "ranks/1"):
-        assert repr(learner_state(broken / rank)["learner"]) == repr(
-            learner_state(whole / rank)["learner"]
-        )
+        states = [learner_state(directory / rank)["learner"] for directory in (broken, whole)]
+        assert_same_tree(states[0], states[1])
     summary = json.loads((broken / "summary.json").read_text())
     assert summary["num_processes"] == 2
+    # One alone cannot continue what two have made, and nothing of it is lost.
+    with pytest.raises(UserError, match="made by 2 processes"):
+        run(
+            "ppo_rnd_atari",
+            broken,
+            **{**SETTINGS["ppo_rnd_atari"], "num_envs": 2}
+            | {"total_steps": 360, "evaluation_period_steps": 10_000}
+            | {"final_evaluation_episodes": 1, "preset": "cpu"},
+        )
+    assert len(checkpoint_paths(broken / "checkpoints")) == 3

@@ -8,6 +8,7 @@ Schulman et al. 2017 (arXiv 1707.06347) for the clipped objective, Burda et al. 
 intrinsic one does not end with an episode. Without a bonus it is plain PPO.
 """
 
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -55,7 +56,6 @@ class PPOLearner:
         network: ``networks/actor_critic.py``; already on its device.
         rnd: the bonus, or None for plain PPO.
         learning_rate, adam_eps: of Adam.
-        predictor_learning_rate: of the bonus's predictor; None for the same.
         gamma_int: discount of the intrinsic stream per step. The extrinsic one's is in the rollout.
         gae_lambda: of both streams.
         ext_coef, int_coef: c_E, c_I, weights of the advantages.
@@ -91,7 +91,6 @@ class PPOLearner:
         *,
         learning_rate: float = 1e-4,
         adam_eps: float = 1e-8,
-        predictor_learning_rate: float | None = None,
         gamma_int: float = 0.99,
         gae_lambda: float = 0.95,
         ext_coef: float = 2.0,
@@ -113,13 +112,11 @@ class PPOLearner:
         self.rnd = rnd
         self.policy_parameters = list(network.parameters())
         self.parameters = list(self.policy_parameters)
-        groups: list[dict[str, Any]] = [{"params": self.policy_parameters, "lr": learning_rate}]
         if rnd is not None:
-            predictor = list(rnd.predictor.parameters())
-            self.parameters += predictor
-            rate = learning_rate if predictor_learning_rate is None else predictor_learning_rate
-            groups.append({"params": predictor, "lr": rate})
-        self.optimizer = torch.optim.Adam(groups, eps=adam_eps, fused=True)
+            self.parameters += rnd.predictor.parameters()
+        self.optimizer = torch.optim.Adam(
+            self.parameters, lr=learning_rate, eps=adam_eps, fused=True
+        )
         self.gamma_int = gamma_int
         self.gae_lambda = gae_lambda
         self.ext_coef = ext_coef
@@ -135,9 +132,8 @@ class PPOLearner:
         self.ranks = ranks or Ranks()
         self.device = self.policy_parameters[0].device
         # Of its own on every rank: their environments must not act alike.
-        self.generator = torch.Generator(self.device).manual_seed(
-            seed + 1_000_003 * self.ranks.rank
-        )
+        self._seed = seed + 1_000_003 * self.ranks.rank
+        self.generator = torch.Generator(self.device).manual_seed(self._seed)
 
     # -- acting ------------------------------------------------------------------------------------
 
@@ -166,6 +162,9 @@ class PPOLearner:
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
         """All epochs over one rollout.
 
+        Raises:
+            ValueError: if environments (or steps, where they are shuffled) make no equal parts.
+
         Returns:
             Means over the minibatches, scalars on the device: the losses, ``entropy``,
             ``approx_kl``, ``clip_fraction``, ``grad_norm`` before clipping. Of the rollout:
@@ -190,7 +189,7 @@ class PPOLearner:
         advantage_ext = gae(rollout.reward, rollout.discount, rollout.value_ext, self.gae_lambda)
         never_ends = torch.full_like(rollout.discount, self.gamma_int)
         advantage_int = gae(reward_int, never_ends, rollout.value_int, self.gae_lambda)
-        advantage = self.ext_coef * advantage_ext
+        advantage = self.ext_coef * rollout.weight_ext * advantage_ext
         if self.rnd is not None:
             advantage = advantage + self.int_coef * advantage_int
         return_ext = advantage_ext + rollout.value_ext[:-1]
@@ -201,7 +200,7 @@ class PPOLearner:
             rollout.starts[:-1],
             rollout.action,
             rollout.log_prob,
-            rollout.policy_weight * advantage,
+            advantage,
             return_ext,
             return_int,
             rnd_target,
@@ -223,6 +222,9 @@ class PPOLearner:
     ) -> Iterator[tuple[_Sample, Tensor]]:
         """Equal parts ``[T, N / k, ...]``, or ``[1, T N / k, ...]`` of single steps."""
         num_steps, num_envs = sample.action.shape
+        items = num_steps * num_envs if self.shuffle else num_envs
+        if items % self.num_minibatches:
+            raise ValueError(f"{items} are not {self.num_minibatches} equal minibatches")
         if self.shuffle:
             order = torch.randperm(
                 num_steps * num_envs, generator=self.generator, device=self.device
@@ -232,10 +234,9 @@ class PPOLearner:
                 part = _Sample(*(field[rows][None] for field in flat))
                 yield part, initial_state.new_zeros((len(rows), 0))
         else:
-            envs = torch.arange(num_envs, device=self.device)
-            for some in envs.chunk(self.num_minibatches):
-                # Slices, not copies, where environments follow one another.
-                cut = slice(int(some[0]), int(some[-1]) + 1)
+            share = num_envs // self.num_minibatches
+            for first in range(0, num_envs, share):
+                cut = slice(first, first + share)
                 yield _Sample(*(field[:, cut] for field in sample)), initial_state[cut]
 
     def _update_once(self, sample: _Sample, state: Tensor) -> Tensor:
@@ -282,11 +283,15 @@ class PPOLearner:
             "network": dict(self.network.state_dict()),
             "rnd": None if self.rnd is None else self.rnd.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
+            "generator": {"device": self.device.type, "state": self.generator.get_state()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues exactly where :meth:`state_dict` was taken, on this learner's device."""
+        """Continues where :meth:`state_dict` was taken, on this learner's device.
+
+        Exactly, if that is the kind of device it was taken on; another kind draws other random
+        numbers from there on.
+        """
         self.network.load_state_dict(state["network"])
         if self.rnd is not None:
             self.rnd.load_state_dict(state["rnd"])
@@ -297,7 +302,11 @@ class PPOLearner:
             for name, value in moments.items():
                 like = parameter if value.shape == parameter.shape else value
                 moments[name] = torch.empty_like(like).copy_(value)
-        self.generator.set_state(state["generator"])
+        if state["generator"]["device"] == self.device.type:
+            self.generator.set_state(state["generator"]["state"].cpu())
+        else:  # its states are of another form; what was drawn before is not drawn again
+            saved = zlib.crc32(state["generator"]["state"].cpu().numpy().tobytes())
+            self.generator.manual_seed(self._seed + 1 + saved)
 
 
 def sample_actions(log_probs: Tensor, generator: torch.Generator) -> Tensor:

@@ -99,7 +99,7 @@ class RND:
         Of the observation *after* a step: where the agent went, not where it came from.
         """
         leading = next_obs.shape[: next_obs.ndim - self.view_moments.mean.ndim]
-        flat = next_obs.view(-1, *next_obs.shape[len(leading) :])
+        flat = next_obs.reshape(-1, *next_obs.shape[len(leading) :])
         parts = []
         for rows in torch.split(flat, self._rows_per_pass):
             x = self.normalised(rows)
@@ -153,11 +153,10 @@ class RND:
             targets: of :meth:`targets`, ``[M, F]``.
             kept: bool ``[M]``.
         """
-        everything = self.keep_prob >= 1.0
-        x = self.normalised(next_obs if everything else next_obs[kept])
-        error = losses.distillation_error(
-            self.predictor(x), targets if everything else targets[kept]
-        )
+        if self.keep_prob < 1.0:
+            rows = kept.nonzero()[:, 0]  # once: it waits for a GPU
+            next_obs, targets = next_obs[rows], targets[rows]
+        error = losses.distillation_error(self.predictor(self.normalised(next_obs)), targets)
         # The mean over all ranks' frames; gradients are averaged over ranks, hence the factor.
         count = self.ranks.sum(kept.sum())
         return error.sum() * self.ranks.size / count.clamp(min=1)

@@ -44,6 +44,7 @@ class ResidualHeads(nn.Module):
         self.values = Linear(in_features, 2)
 
     def forward(self, x: Tensor) -> ActorCriticOutput:
+        """``[M, in_features]`` -> logits ``[M, A]``, values ``[M]``."""
         values = self.values(x + torch.relu(self.value_branch(x)))
         logits = self.logits(x + torch.relu(self.actor_branch(x)))
         return ActorCriticOutput(logits, values[..., 0], values[..., 1])
@@ -65,6 +66,7 @@ class PlainHeads(nn.Module):
         self.values = Linear(in_features, 2)
 
     def forward(self, x: Tensor) -> ActorCriticOutput:
+        """``[M, in_features]`` -> logits ``[M, A]``, values ``[M]``."""
         values = self.values(x)
         return ActorCriticOutput(self.logits(x), values[..., 0], values[..., 1])
 

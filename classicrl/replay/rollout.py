@@ -1,5 +1,6 @@
 """What N environments did in T steps: the storage of on-policy agents."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,11 @@ from torch import Tensor
 
 
 class Rollout:
-    """Tensors ``[T, N]``, time first, written by the script and read by the learner.
+    """Tensors, time first, written by the script and read by the learner.
+
+    ``[T, N]`` is what was done in a step: ``action``, ``log_prob``, ``reward``, ``discount``,
+    ``weight_ext``. ``[T + 1, N]`` is what was there before and after them: ``obs`` ``[T + 1, N,
+    *obs_shape]``, ``starts``, ``value_ext``, ``value_int``.
 
     An episode that ended is followed by the next one's first observation in the same place:
     ``obs[t + 1]`` is what the environment showed after step t, be it the same episode or not.
@@ -43,7 +48,7 @@ class Rollout:
         self.value_int = torch.zeros(after, device=device)
         self.reward = torch.zeros(steps, device=device)
         self.discount = torch.zeros(steps, device=device)  # gamma_ext; 0 where nothing follows
-        self.policy_weight = torch.ones(steps, device=device)  # factor on the advantage
+        self.weight_ext = torch.ones(steps, device=device)  # factor on the extrinsic advantage
         self.initial_state = torch.zeros((num_envs, state_size), device=device)
 
     def begin_next(self, state: torch.Tensor) -> None:
@@ -71,11 +76,6 @@ class Rollout:
         self.initial_state = state["state"].to(self.starts.device).clone()
 
 
-def rollout_nbytes(
-    num_steps: int, num_envs: int, obs_shape: tuple[int, ...], *, obs_itemsize: int = 1
-) -> int:
-    """Bytes that a :class:`Rollout` of this size takes, its observations and 37 bytes a step."""
-    size = obs_itemsize
-    for side in obs_shape:
-        size *= side
-    return (num_steps + 1) * num_envs * (size + 37)
+def rollout_nbytes(num_steps: int, num_envs: int, obs_shape: tuple[int, ...]) -> int:
+    """Bytes that a :class:`Rollout` of bytes takes: its observations, and 33 bytes a step."""
+    return (num_steps + 1) * num_envs * (math.prod(obs_shape) + 33)
