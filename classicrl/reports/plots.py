@@ -261,6 +261,11 @@ def protocol_in_words(name: str) -> str:
             "a lost life ends the bootstrapped episode in training"
             if rules.life_loss_terminates
             else "only the end of the game counts",
+            *(
+                [f"games are cut after {rules.max_frames_per_episode:,} frames"]
+                if rules.max_frames_per_episode < PROTOCOLS["classic"].max_frames_per_episode
+                else []
+            ),
             "scores are of whole games, unclipped",
         ]
     )
