@@ -18,10 +18,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from classicrl.command_line import exit_with
 from classicrl.errors import RunFailure, UserError
-from classicrl.experiment import StopRequest
+
+if TYPE_CHECKING:
+    from classicrl.experiment import StopRequest
 
 DONE, BAD_INPUT, CALL_AGAIN, INTERRUPTED = 0, 2, 75, 130
 FAILED = 1
@@ -93,6 +96,8 @@ def main(arguments: Sequence[str]) -> None:
     if asked.group_on_port is not None:
         sys.exit(one_group(asked.ranks, asked.group_on_port, command))
 
+    from classicrl.experiment import StopRequest  # imports torch: bad input is answered before
+
     with StopRequest() as stop:
         for attempt in range(1 + asked.retries):
             # In a session of its own: a Ctrl-C reaches the processes once, through this one.
@@ -113,7 +118,7 @@ def main(arguments: Sequence[str]) -> None:
     raise RunFailure(f"{asked.script} failed {1 + asked.retries} times: its last lines say why")
 
 
-def wait(process: subprocess.Popen[bytes], stop: StopRequest) -> int:
+def wait(process: subprocess.Popen[bytes], stop: "StopRequest") -> int:
     """The exit code of a group; a stop that is asked for is passed on once."""
     passed_on = False
     try:

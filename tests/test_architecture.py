@@ -12,7 +12,7 @@ MODULES = sorted((ROOT / "classicrl").rglob("*.py"))
 # Each layer may import those above it in this list, and its own package. Modules that are not
 # listed put others together: they form the last layer.
 LAYERS = [
-    {"errors", "types"},
+    {"errors", "types", "watch"},
     {"returns", "losses", "taylor", "schedules", "checkpoint", "console", "command_line"},
     {"loggers", "replay", "envs", "networks", "search"},
     {"algorithms", "domains", "experiment", "evaluation", "machine", "parameters"},
@@ -83,6 +83,7 @@ def test_nothing_in_a_file_is_run(path: Path) -> None:
 def test_command_lines_answer_without_torch() -> None:
     """What a script imports before it parses its flags must not pull in torch."""
     quick = {"types", "torch", "gymnasium", "numpy"}
-    for path in (ROOT / "classicrl" / name for name in ("command_line.py", "errors.py")):
-        names = {part for name in imports(parsed(path)) for part in name.split(".")[:2]}
+    for name in ("command_line.py", "errors.py", "watch.py"):
+        path = ROOT / "classicrl" / name
+        names = {part for found in imports(parsed(path)) for part in found.split(".")[:2]}
         assert not names & quick, path

@@ -300,6 +300,8 @@ def kill_trials(out: Path, process: subprocess.Popen[str], number: int) -> int:
                 killed.add(pid)
                 break
         time.sleep(0.02)
+    if len(killed) < number and process.stdout is not None:
+        print(process.stdout.read())
     return len(killed)
 
 
