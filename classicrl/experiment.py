@@ -283,7 +283,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object")

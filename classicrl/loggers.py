@@ -37,6 +37,8 @@ class CsvLog:
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         header, rows = _whole_rows(path) if path.exists() else ([], [])
+        if header and header[0] != "step":
+            raise UserError(f"{path} is damaged: its first column is not step; take it away")
         kept = [row for row in rows if _step_of(row, path) <= resume_step]
         # Without rows there are no columns either: a later version may write others.
         self._columns = tuple(header) if kept else ()

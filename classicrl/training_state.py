@@ -135,10 +135,14 @@ class TrainingState:
                 archive.load_state_dict(saved["archive"])
                 archive.load(buffer)
 
-    def save(self) -> None:
+    def save(self, *, last: bool = False) -> None:
         """Writes a checkpoint and the weights. If the disk refuses, says so and goes on.
 
+        Args:
+            last: of a run that ends now, which must not count as finished without its weights.
+
         Raises:
+            CheckpointNotWritten: the disk refuses, and it was the last.
             RunFailure: if a tensor of the state is not finite. A loss shows that one update later:
                 such a state must not take the place of a good one.
         """
@@ -166,6 +170,11 @@ class TrainingState:
             for k, directory in enumerate(self._member_directories):
                 save_model(directory / _MODEL_FILE, member_state(self._model, k), card)
         except (CheckpointNotWritten, OSError) as error:
+            if last:
+                raise CheckpointNotWritten(
+                    f"{error}; the last checkpoint stands, and the same command continues once "
+                    "the disk takes more"
+                ) from error
             self._say(f"warning: {error}; the last checkpoint stands and the run goes on")
 
     @property

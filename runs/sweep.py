@@ -429,7 +429,7 @@ def with_file(path: Path) -> Config:
     """
     try:
         values = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     types = get_type_hints(Config)
     for name, value in values.items():

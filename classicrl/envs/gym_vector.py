@@ -18,6 +18,7 @@ from classicrl import watch
 from classicrl.envs.faults import Stepping
 from classicrl.errors import UserError
 
+_BOOLEANS = (bool, np.bool_)
 MINATAR_GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 
 
@@ -180,9 +181,12 @@ class GymVector:
         for i, env in enumerate(self._envs):
             stepping.at = i
             try:
-                obs, reward[i], terminated[i], truncated, _ = env.step(actions[i])
+                obs, reward[i], over, truncated, _ = env.step(actions[i])
             except Exception as error:
                 raise stepping.fault(error) from error
+            if not isinstance(over, _BOOLEANS) or not isinstance(truncated, _BOOLEANS):
+                raise stepping.fault(f"said terminated={over!r}, truncated={truncated!r}")
+            terminated[i] = over
             obs = stepping.checked(obs, self.obs_shape, self.obs_dtype)
             if terminated[i] or truncated:
                 ended[i] = True
