@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tally import Tally
 
+GROUP = "data-parallel launches"
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "runs" / "launch.py"
 
@@ -111,7 +113,9 @@ def directories(tmp_path: Path, *names: str) -> list[Path]:
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.timeout(240)
-def test_a_killed_rank_is_started_again_and_changes_nothing(script: Path, tmp_path: Path) -> None:
+def test_a_killed_rank_is_started_again_and_changes_nothing(
+    script: Path, tmp_path: Path, tally: Tally
+) -> None:
     one, two, killed = directories(tmp_path, "one", "two", "killed")
     assert finish(start(script, one, 30, ranks=1))[0] == 0
     assert finish(start(script, two, 30))[0] == 0
@@ -126,11 +130,15 @@ def test_a_killed_rank_is_started_again_and_changes_nothing(script: Path, tmp_pa
     assert weights(killed) == weights(two)
     later = [path.name for path in killed.glob("pid-1-*") if path.name != "pid-1-0"]
     assert len(later) == 1 and int(later[0].split("-")[2]) >= 5  # it went on, not from the start
+    tally.count("2 ranks as 1 rank")
+    tally.count("rank killed: same end")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_stopped_group_saves_says_call_again_and_continues(script: Path, tmp_path: Path) -> None:
+def test_a_stopped_group_saves_says_call_again_and_continues(
+    script: Path, tmp_path: Path, tally: Tally
+) -> None:
     whole, stopped = directories(tmp_path, "whole", "stopped")
     assert finish(start(script, whole, 30))[0] == 0
     process = start(script, stopped, 30, 0.2)
@@ -139,6 +147,7 @@ def test_a_stopped_group_saves_says_call_again_and_continues(script: Path, tmp_p
     assert finish(process)[0] == 75
     assert finish(start(script, stopped, 30))[0] == 0
     assert weights(stopped) == weights(whole)
+    tally.count("stopped: call again, same end")
 
 
 @pytest.mark.slow
@@ -151,7 +160,9 @@ def test_a_stopped_group_saves_says_call_again_and_continues(script: Path, tmp_p
         ("sys.exit(1)", 1, 2, 1),
     ],
 )
-def test_exit_codes(tmp_path: Path, ends: str, retries: int, starts: int, code: int) -> None:
+def test_exit_codes(
+    tmp_path: Path, ends: str, retries: int, starts: int, code: int, tally: Tally
+) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import os, pathlib, sys\n"
@@ -164,6 +175,7 @@ def test_exit_codes(tmp_path: Path, ends: str, retries: int, starts: int, code: 
     assert found == code, output
     assert len((tmp_path / "starts").read_text()) == starts
     assert ("failed 2 times" in output) == (code == 1)
+    tally.count("exit code of the script")
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from tally import Tally
 
 from classicrl.errors import RunFailure, UserError
 
+GROUP = "sweeps"
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "runs" / "sweep.py"
 
@@ -337,7 +339,7 @@ def scores(out: Path) -> list[tuple[str, ...]]:
 @pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_kills_of_trials_and_of_the_sweep_change_no_result(
-    uninterrupted: Path, tmp_path: Path
+    uninterrupted: Path, tmp_path: Path, tally: Tally
 ) -> None:
     out = tmp_path / "out"
     with start(out, "--workers", "2") as process:
@@ -346,16 +348,20 @@ def test_kills_of_trials_and_of_the_sweep_change_no_result(
             time.sleep(0.05)
         process.kill()  # its trials live on
     with start(out, "--workers", "2") as process:
-        kill_trials(out, process, 1)
+        later = kill_trials(out, process, 1)
         output, _ = process.communicate()
     assert process.returncode == 0, output
     assert_four_results(out)
     assert scores(out) == scores(uninterrupted)
+    tally.count("local, trial killed: same 4 results", 2 + later)
+    tally.count("local, sweep killed: same 4 results")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_killed_ray_worker_changes_no_result(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_killed_ray_worker_changes_no_result(
+    uninterrupted: Path, tmp_path: Path, tally: Tally
+) -> None:
     pytest.importorskip("ray")
     out = tmp_path / "out"
     with start(out, "--workers", "2", "--engine", "ray") as process:
@@ -370,6 +376,8 @@ def test_a_killed_ray_worker_changes_no_result(uninterrupted: Path, tmp_path: Pa
     assert process.returncode == 0, output
     assert_four_results(out)
     assert scores(out) == scores(uninterrupted)
+    tally.count("Ray, trial killed: same 4 results")
+    tally.count("Ray, worker killed: same 4 results")
 
 
 def ray_workers_of(out: Path) -> list[int]:
@@ -389,7 +397,9 @@ def ray_workers_of(out: Path) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_killed_slurm_job_changes_no_result(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_killed_slurm_job_changes_no_result(
+    uninterrupted: Path, tmp_path: Path, tally: Tally
+) -> None:
     """Jobs of submitit's local executor."""
     pytest.importorskip("submitit")
     out = tmp_path / "out"
@@ -404,6 +414,8 @@ def test_a_killed_slurm_job_changes_no_result(uninterrupted: Path, tmp_path: Pat
     assert process.returncode == 0, output
     assert_four_results(out)
     assert scores(out) == scores(uninterrupted)
+    tally.count("submitit's local executor, trial killed: same 4 results")
+    tally.count("submitit's local executor, job killed: same 4 results")
 
 
 def submitit_jobs() -> list[int]:

@@ -146,11 +146,16 @@ def test_no_reader_runs_or_is_overwhelmed_by_what_it_reads(
     for name, make in CONTENTS.items():
         directory = tmp_path / "place" / name
         directory.mkdir(parents=True)
-        with pytest.raises(UserError) as caught:
+        outcome = "refused in one line"
+        try:
             reader(directory, make())
-        assert "\n" not in str(caught.value) and len(str(caught.value)) < 2_000, name
+            # A table without a line end is one whose last line a crash has cut short.
+            assert reader is run_with_figures and b"\n" not in make(), name
+            outcome = "read as an empty table"
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 2_000, name
         assert not list(tmp_path.rglob(CANARY)) and not os.path.exists(f"/tmp/{CANARY}"), name
-        tally.count("refused in one line")
+        tally.count(outcome)
     assert peak_kib() - before < 200 * 1024
 
 
