@@ -110,6 +110,8 @@ def counted() -> list[Line]:
 
 def table(lines: list[Line]) -> str:
     """What was counted, as a table."""
+    if not lines:
+        return f"Nothing was run yet; there are {', '.join(GROUPS)}."
     rows = ["| group | cases | outcomes | seconds | commit |", "| --- | ---: | --- | ---: | --- |"]
     for line in lines:
         outcomes = "; ".join(f"{count:,} {name}" for name, count in line["outcomes"].items())
@@ -123,7 +125,7 @@ def table(lines: list[Line]) -> str:
     dates = sorted({line["date"] for line in lines})
     rows += ["", f"{cases:,} cases, {failed} failed. Machine: {'; '.join(machines)}."]
     missing = [name for name in GROUPS if name not in {line["name"] for line in lines}]
-    rows.append(f"Dates: {', '.join(dates)}." if dates else "Nothing was run yet.")
+    rows.append(f"Dates: {', '.join(dates)}.")
     if missing:
         rows.append(f"Not run yet: {', '.join(missing)}.")
     return "\n".join(rows)
