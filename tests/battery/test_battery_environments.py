@@ -98,7 +98,7 @@ FAULTS: dict[str, tuple[Callable[[Step], Any], str]] = {
     "rewards NaN": (reward(np.nan), "showed a reward that is NaN"),
     "rewards infinity": (reward(np.inf), "showed a reward that is NaN"),
     "rewards more than fits": (reward(1e39), "showed a reward that is NaN"),
-    "rewards nothing": (reward(None), "failed: TypeError"),
+    "rewards nothing": (reward(None), "showed a reward that is NaN"),
     "rewards text": (reward("much"), "failed: ValueError"),
     "says neither over nor not": (
         lambda said: (*said[:2], None, *said[3:]),
