@@ -133,9 +133,12 @@ class MetricsLog:
                     self._board.add_scalar(name, value, step)
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
-        """Distribution of ``values``, any shape."""
+        """Distribution of those of ``values``, any shape, that are finite; nothing if none is."""
+        finite = values[values.isfinite()]  # TensorBoard raises on others
+        if not len(finite):
+            return
         with contextlib.suppress(OSError):
-            self._board.add_histogram(name, values, step)
+            self._board.add_histogram(name, finite, step)
 
     def gif(self, step: int, name: str, path: Path) -> None:
         """An animated picture, shown under Images."""

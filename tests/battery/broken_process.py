@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from script_process import _context
-from small_agents import ALL, Agent, load
+from small_agents import ALL, Agent, load, short_searches
 
 # Where a process can be ended or disturbed: just before a call of one of these.
 FSYNC, REPLACE = "os:fsync", "os:replace"  # within saves
@@ -60,7 +60,8 @@ def _child(script: str, settings: dict[str, Any], output: Path, faults: tuple[Fa
     for fault in faults:
         fault.act(*fault.arguments)
     try:
-        exit_with(module.main, module.Config(**settings))
+        with short_searches():
+            exit_with(module.main, module.Config(**settings))
     finally:
         sys.stdout.flush()
 

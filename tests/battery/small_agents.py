@@ -1,5 +1,6 @@
 """The agents that the battery breaks: a row each, with a run of a second or two."""
 
+import contextlib
 import hashlib
 import importlib.util
 import struct
@@ -13,6 +14,7 @@ import torch
 from script_process import AGENTS as SCRIPTS
 from script_process import load_script
 
+from classicrl import cube_solver
 from classicrl.checkpoint import checkpoint_paths, load_model, read_checkpoint
 from classicrl.loggers import read_csv
 from classicrl.replay.chunks import decode
@@ -37,7 +39,8 @@ class Agent(NamedTuple):
         """``main``, in this process."""
         script = load(self)
         config = script.Config(**{**self.settings, "run_dir": directory, **settings})
-        summary: dict[str, Any] = script.main(config)
+        with short_searches():
+            summary: dict[str, Any] = script.main(config)
         return summary
 
     def checkpoint_directory(self, directory: Path) -> Path:
@@ -136,11 +139,18 @@ def rows(*names: str) -> list[Any]:
 
 
 def load(agent: Agent) -> Any:
-    """Its script, with short games and short searches."""
-    from classicrl import cube_solver
-
-    cube_solver._MAX_WIDTH = 16
+    """Its script, with short games."""
     return load_script(agent.script)
+
+
+@contextlib.contextmanager
+def short_searches() -> Iterator[None]:
+    """Networks that know nothing would climb the ladder of searches to its end for every cube."""
+    before, cube_solver._MAX_WIDTH = cube_solver._MAX_WIDTH, 16
+    try:
+        yield
+    finally:
+        cube_solver._MAX_WIDTH = before
 
 
 # -- where a run has come to, to the bit -----------------------------------------------------------
