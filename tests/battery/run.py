@@ -76,7 +76,7 @@ def run(name: str) -> tuple[int, Line | None]:
         "CLASSICRL_BATTERY": "full",
         "CLASSICRL_BATTERY_LINES": str(lines),
     }
-    began = time.monotonic()
+    began, tested = time.monotonic(), commit()
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", GROUPS[name]],
         cwd=ROOT,
@@ -88,7 +88,7 @@ def run(name: str) -> tuple[int, Line | None]:
         line |= {
             "name": name,
             "seconds": round(time.monotonic() - began),
-            "commit": commit(),
+            "commit": tested,
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "machine": f"{os.cpu_count()} cores, {processor()}",
             "torch": metadata.version("torch"),
