@@ -1,5 +1,6 @@
 # make train   make .venv, install, train an agent; again: resumes. AGENT= and ARGS= choose.
 # make test    install the tools too, then ruff, mypy, the quick tests and the published results.
+# make test-all  the whole fault battery (docs/reliability.md): an hour or more; again: continues.
 # Everything lands in .venv; nothing outside this directory is changed but pip's cache.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ agents := $(sort $(basename $(notdir $(wildcard agents/*.py))))
 benchmarks := $(sort $(basename $(notdir $(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint test-slow bench clean
+.PHONY: help train test lint test-slow test-all bench clean
 
 help:
 	@echo "make train      install into .venv, then run agents/AGENT.py; again: resumes"
@@ -21,6 +22,8 @@ help:
 	@echo "make test       ruff, mypy and the quick tests"
 	@echo "make lint       ruff and mypy only"
 	@echo "make test-slow  the slow tests (those that need a GPU skip without one)"
+	@echo "make test-all   every case of the fault battery, counted in docs/reliability.md; again: continues"
+	@echo "                ARGS='kills damage' chooses groups"
 	@echo "make bench      run benchmarks/BENCH.py; BENCH=$(BENCH) (of: $(benchmarks)), ARGS= as above"
 	@echo "make clean      remove .venv, caches and build products; runs/ stays"
 	@echo "PYTHON=$(PYTHON) is the Python that makes .venv: 3.11 or later, with venv and pip"
@@ -41,6 +44,9 @@ lint: .venv/.stamp-test
 
 test-slow: .venv/.stamp-test
 	$(venv_python) -m pytest -m slow
+
+test-all: .venv/.stamp-test
+	$(venv_python) tests/battery/run.py $(ARGS)
 
 bench: require-benchmark .venv/.stamp-bench
 	$(venv_python) benchmarks/$(BENCH).py $(ARGS)

@@ -308,7 +308,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 state.save()
 
         check_finite()
-        state.save()
+        state.save(last=True)
         log.flush()
         if stop:
             progress.say(f"stopped at step {count.step:,}; the same command continues")

@@ -526,7 +526,7 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
                 state.save()
 
         check_finite()
-        state.save()
+        state.save(last=True)
         if log is not None:
             log.flush()
         if ranks.any(bool(stop)):

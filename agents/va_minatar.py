@@ -372,7 +372,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
                 state.save()
 
         check_finite()
-        state.save()
+        state.save(last=True)
         for log in logs:
             log.flush()
         if stop:

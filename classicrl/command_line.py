@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from classicrl import watch
 from classicrl.errors import RunFailure, UserError
 
 ConfigT = TypeVar("ConfigT")
@@ -53,8 +54,10 @@ def has_nvidia_driver() -> bool:
 def exit_with(main: Callable[[ConfigT], Any], config: ConfigT) -> NoReturn:
     """Runs ``main(config)`` and leaves with its exit code.
 
-    0 done; 1 failed in mid-run; 2 bad input; 75 stopped by SIGTERM, call again; 130 by SIGINT.
+    0 done; 1 failed in mid-run; 2 bad input; 75 stopped by SIGTERM, call again; 130 by SIGINT. An
+    environment that hangs ends it with 1, too.
     """
+    watch.start()
     try:
         main(config)
     except (UserError, RunFailure) as error:

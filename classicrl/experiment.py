@@ -9,9 +9,11 @@ summary.json     written once, when the run is finished
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import platform
+import secrets
 import shutil
 import signal
 import subprocess
@@ -29,9 +31,11 @@ from classicrl.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
 
+CONFIG_FILE = "config.json"
+
 _MIN_FREE_BYTES = 256 * 2**20
 _OWN_FILES = (
-    "config.json",
+    CONFIG_FILE,
     "metrics.csv",
     "evaluations.csv",
     "summary.json",
@@ -97,14 +101,16 @@ class Run:
         Raises:
             UserError: if a field that may not change differs; all such fields are named.
         """
-        path = self.directory / "config.json"
-        others = {*_OWN_FILES, *_OWN_DIRECTORIES} - {"config.json"}
+        path = self.directory / CONFIG_FILE
+        others = {*_OWN_FILES, *_OWN_DIRECTORIES} - {CONFIG_FILE}
         # A configuration that was refused before anything was made of it binds nobody.
         begun = any((self.directory / name).exists() for name in others)
         if not path.exists() or not begun:
             config = resolve(config)
             record: dict[str, Any] = {
                 "config": as_json(config),
+                "sha256": _sha256(as_json(config)),
+                "run": secrets.token_hex(8),  # its checkpoints say so, too
                 "versions": versions(),
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "changes": [],
@@ -113,6 +119,14 @@ class Run:
             return config
         record = read_json(path)
         recorded = record.get("config", {})
+        if not isinstance(recorded, dict) or record.get("sha256", "") not in (
+            "",
+            _sha256(recorded),
+        ):
+            raise UserError(
+                f"{path} was altered: its config does not have the SHA-256 that stands beside it; "
+                "restore it, or use --overwrite to start afresh"
+            )
         differing: list[str] = []
         changed: dict[str, Any] = {}
         derived: dict[str, Any] = {}
@@ -137,6 +151,8 @@ class Run:
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             record["changes"].append({"at": when, "fields": changed})
             record["config"] = recorded | changed
+            if "sha256" in record:
+                record["sha256"] = _sha256(record["config"])
             write_json(path, record)
         return dataclasses.replace(config, **derived)  # type: ignore[type-var]
 
@@ -281,6 +297,11 @@ def as_json(config: Any) -> dict[str, Any]:
     return plain
 
 
+def _sha256(config: dict[str, Any]) -> str:
+    """Of a recorded configuration. It is a guard against damage, not against intent."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
@@ -289,7 +310,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from classicrl.checkpoint import write_atomic
+from classicrl.errors import UserError
 
 
 class CsvLog:
@@ -29,11 +30,16 @@ class CsvLog:
     Args:
         path: of the file; an existing one is continued.
         resume_step: rows of later steps are dropped.
+
+    Raises:
+        UserError: if the file is not a table whose first column is a step.
     """
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         header, rows = _whole_rows(path) if path.exists() else ([], [])
-        kept = [row for row in rows if int(row[0]) <= resume_step]
+        if header and header[0] != "step":
+            raise UserError(f"{path} is damaged: its first column is not step; take it away")
+        kept = [row for row in rows if _step_of(row, path) <= resume_step]
         # Without rows there are no columns either: a later version may write others.
         self._columns = tuple(header) if kept else ()
         text = "".join(",".join(row) + "\n" for row in [header, *kept]) if kept else ""
@@ -65,9 +71,21 @@ class CsvLog:
 
 def _whole_rows(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV file, without a last row that a crash has cut short."""
-    lines = path.read_text().splitlines(keepends=True)
-    header, *rows = list(csv.reader(line for line in lines if line.endswith("\n"))) or [[]]
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+        header, *rows = list(csv.reader(line for line in lines if line.endswith("\n"))) or [[]]
+    except (ValueError, csv.Error) as error:  # bytes that are no text
+        raise UserError(f"{path} is damaged ({error}): mend it or take it away") from error
     return header, [row for row in rows if len(row) == len(header)]
+
+
+def _step_of(row: list[str], path: Path) -> int:
+    try:
+        return int(row[0])
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged: {row[0][:40]!r} is not a step; mend that row or take it away"
+        ) from error
 
 
 def _short(value: float) -> str:
@@ -117,9 +135,12 @@ class MetricsLog:
                     self._board.add_scalar(name, value, step)
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
-        """Distribution of ``values``, any shape."""
+        """Distribution of those of ``values``, any shape, that are finite; nothing if none is."""
+        finite = values[values.isfinite()]  # TensorBoard raises on others
+        if not len(finite):
+            return
         with contextlib.suppress(OSError):
-            self._board.add_histogram(name, values, step)
+            self._board.add_histogram(name, finite, step)
 
     def gif(self, step: int, name: str, path: Path) -> None:
         """An animated picture, shown under Images."""
@@ -285,9 +306,16 @@ class EpisodeStatistics:
 
 
 def read_csv(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Columns of a file that :class:`CsvLog` wrote, float64, NaN where a cell is empty."""
+    """Columns of a file that :class:`CsvLog` wrote, float64, NaN where a cell is empty.
+
+    Raises:
+        UserError: if a cell is no number.
+    """
     header, rows = _whole_rows(path)
-    return {
-        name: np.array([float(row[i]) if row[i] else math.nan for row in rows])
-        for i, name in enumerate(header)
-    }
+    try:
+        return {
+            name: np.array([float(row[i]) if row[i] else math.nan for row in rows])
+            for i, name in enumerate(header)
+        }
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): mend it or take it away") from error

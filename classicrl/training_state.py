@@ -16,7 +16,8 @@ from torch import nn
 
 from classicrl.checkpoint import Checkpoint, CheckpointNotWritten, CheckpointStore, save_model
 from classicrl.distributed import Ranks
-from classicrl.errors import UserError
+from classicrl.errors import RunFailure, UserError
+from classicrl.experiment import CONFIG_FILE, read_json
 from classicrl.networks import member_state
 from classicrl.replay import MemberReplays, ReplayArchive, ReplayBuffer
 from classicrl.types import Stateful
@@ -97,7 +98,7 @@ class TrainingState:
         self._model_path = directory / _MODEL_FILE
         self._member_directories = member_directories
         self._card = card
-        self._info = info
+        self._info = {**info, **_run_id(directory)}
         self._say = say
         self._started = time.monotonic()
 
@@ -105,19 +106,36 @@ class TrainingState:
         """Brings back the newest whole checkpoint; False if there is none.
 
         Raises:
-            UserError: if there are checkpoints, but none is whole; or if another number of
-                processes made them.
+            UserError: if there are checkpoints, but none is whole, or the newest is of another run;
+                or if another number of processes made them.
         """
         checkpoint = self._newest_of_all_ranks()
         if checkpoint is None:
             return False
-        state = checkpoint.state
-        size = int(state.get("num_ranks", 1))
+        size = int(checkpoint.state.get("num_ranks", 1))
         if size != self._ranks.size:
             raise UserError(
                 f"the run was made by {size} process{'es' * (size > 1)}, and {self._ranks.size} "
                 "cannot continue it: its environments are divided among them"
             )
+        if checkpoint.info.get("run") not in (None, self._info.get("run")):
+            raise UserError(
+                f"{checkpoint.path} belongs to another run than {checkpoint.path.parents[1]}: take "
+                "it away, or use --overwrite to start afresh"
+            )
+        try:
+            self._restore(checkpoint.state)
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UserError(
+                f"{checkpoint.path} was written by another program, version or configuration "
+                f"({reason}): continue with that one, or use --overwrite to start afresh"
+            ) from error
+        self._started = time.monotonic()
+        self._say(f"continuing from step {self.count.step:,}")
+        return True
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         for name, part in self._parts.items():
             if isinstance(part, np.random.Generator):
                 part.bit_generator.state = state[name]
@@ -128,9 +146,6 @@ class TrainingState:
                 buffer.load_state_dict(saved["buffer"])
                 archive.load_state_dict(saved["archive"])
                 archive.load(buffer)
-        self._started = time.monotonic()
-        self._say(f"continuing from step {self.count.step:,}")
-        return True
 
     def _newest_of_all_ranks(self) -> Checkpoint | None:
         while True:
@@ -149,9 +164,24 @@ class TrainingState:
             # One was ended between the saves of the others.
             self._store.discard_newer(common)
 
-    def save(self) -> None:
-        """Writes a checkpoint and the weights. If the disk refuses, says so and goes on."""
+    def save(self, *, last: bool = False) -> None:
+        """Writes a checkpoint and the weights. If the disk refuses, says so and goes on.
+
+        Args:
+            last: of a run that ends now, which must not count as finished without its weights.
+
+        Raises:
+            CheckpointNotWritten: the disk refuses, and it was the last.
+            RunFailure: if a tensor of the state is not finite. A loss shows that one update later:
+                such a state must not take the place of a good one.
+        """
         state: dict[str, Any] = {name: _state_of(part) for name, part in self._parts.items()}
+        where = _not_finite(state)
+        if where is not None:
+            raise RunFailure(
+                f"{where} became NaN or infinite by step {self.count.step:,}; the last good "
+                "checkpoint stands: start anew with a lower --learning-rate"
+            )
         state["count"]["seconds"] = self.seconds
         state["num_ranks"] = self._ranks.size
         files: list[Path] = []
@@ -170,6 +200,11 @@ class TrainingState:
             for k, directory in enumerate(self._member_directories):
                 save_model(directory / _MODEL_FILE, member_state(self._model, k), card)
         except (CheckpointNotWritten, OSError) as error:
+            if last:
+                raise CheckpointNotWritten(
+                    f"{error}; the last checkpoint stands, and the same command continues once "
+                    "the disk takes more"
+                ) from error
             self._say(f"warning: {error}; the last checkpoint stands and the run goes on")
 
     @property
@@ -189,3 +224,27 @@ def _state_of(part: Stateful | np.random.Generator) -> dict[str, Any]:
     if isinstance(part, np.random.Generator):
         return dict(part.bit_generator.state)
     return part.state_dict()
+
+
+def _run_id(directory: Path) -> dict[str, str]:
+    """Of the run that the directory was made for, so that no other's checkpoint is continued."""
+    path = directory / CONFIG_FILE
+    record = read_json(path) if path.exists() else {}
+    return {"run": record["run"]} if isinstance(record.get("run"), str) else {}
+
+
+def _not_finite(value: Any, where: str = "") -> str | None:
+    """The place of a floating-point tensor with NaN or infinity, or None."""
+    if isinstance(value, torch.Tensor):
+        bad = value.is_floating_point() and not bool(value.isfinite().all())
+        return where if bad else None
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    for name, item in items:
+        found = _not_finite(item, f"{where}/{name}" if where else str(name))
+        if found is not None:
+            return found
+    return None

@@ -6,10 +6,12 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from tally import Tally
 
 torch.set_num_threads(1)
 # Times vary with the machine's load, so no test is judged by them; every failure can be repeated.
@@ -22,3 +24,27 @@ def denormals() -> Iterator[None]:
     """A script's `main` has this process flush denormals; the next test shall not find it so."""
     yield
     torch.set_flush_denormal(False)
+
+
+_FAILED = pytest.StashKey[dict[str, int]]()
+
+
+@pytest.fixture(scope="module")
+def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
+    """Counts the cases of the battery's group that the module names in ``GROUP``."""
+    counted = Tally(request.module.GROUP)
+    yield counted
+    failed = request.config.stash.get(_FAILED, {}).get(request.module.__name__, 0)
+    if failed:
+        counted.count("FAILED", failed)
+    counted.write()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
+    """A test of the battery that fails is a case, too."""
+    outcome: Any = yield
+    module = getattr(item, "module", None)
+    if outcome.get_result().failed and hasattr(module, "GROUP"):
+        failed = item.config.stash.setdefault(_FAILED, {})
+        failed[module.__name__] = failed.get(module.__name__, 0) + 1

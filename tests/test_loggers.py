@@ -240,6 +240,14 @@ def test_histogram_is_written(tmp_path: Path) -> None:
 # -- means -----------------------------------------------------------------------------------------
 
 
+def test_histograms_leave_out_what_is_no_number(tmp_path: Path) -> None:
+    """TensorBoard raises on NaN, in the middle of a run that has a clearer word for it."""
+    with MetricsLog(tmp_path) as log:
+        log.histogram(3, "histograms/q", torch.tensor([[math.nan, 1.0], [2.0, math.inf]]))
+        log.histogram(5, "histograms/q", torch.full((2, 3), math.nan))
+        log.histogram(7, "histograms/q", torch.empty(0))
+
+
 def test_means_by_hand() -> None:
     means = MeanMetrics()
     assert means.pop() == {}

@@ -189,14 +189,6 @@ def test_every_drawable_transition_is_the_models_and_no_other(world: World) -> N
     assert play(world)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@settings(max_examples=5000)
-@given(world=worlds)
-def test_every_drawable_transition_in_many_more_worlds(world: World) -> None:
-    assert play(world)
-
-
 def test_the_random_worlds_do_wrap_around() -> None:
     world = World(
         seed=5,

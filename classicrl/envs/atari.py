@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from classicrl import watch
 from classicrl.envs.atari_protocol import (
     FRAME_SKIP,
     OBS_SHAPE,
@@ -24,6 +25,7 @@ from classicrl.envs.atari_protocol import (
     rom_of,
 )
 from classicrl.envs.atari_single import AtariSingle
+from classicrl.envs.faults import Stepping
 from classicrl.errors import UserError
 
 __all__ = [
@@ -96,6 +98,7 @@ class AtariVector:
         self.protocol = protocol
         self._seed = seed
         self._starts = 0
+        self._stepping = Stepping(env_id, [seed])
         # Every argument is spelt out: the defaults differ between ale-py's own ways in, and
         # `episodic_life` restarts the whole game at every lost life.
         self._envs = AtariVectorEnv(
@@ -158,12 +161,19 @@ class AtariVector:
         self._pending = True
 
     def recv(self) -> AtariStep:
-        """Wait for the emulators and return the step."""
+        """Wait for the emulators and return the step; EnvironmentFault if one fails."""
         if not self._pending:
             raise RuntimeError("recv() without a send() before it")
         # First: a Ctrl-C raises right after the wait, and a second wait would never end.
         self._pending = False
-        obs, reward, terminated, _, info = self._envs.recv()
+        self._stepping.steps += 1
+        watch.doing = self._stepping
+        try:
+            obs, reward, terminated, _, info = self._envs.recv()
+        except Exception as error:
+            raise self._stepping.fault(error) from error
+        finally:
+            watch.doing = None
         # A game that goes on keeps its start. `terminated` and `truncated` do not tell: a life
         # lost goes on, but a life lost on the very frame of the cap is a terminated end.
         game_starts = _game_starts(info)

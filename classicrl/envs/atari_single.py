@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from classicrl import watch
 from classicrl.envs.atari_protocol import (
     FRAME_SKIP,
     OBS_SHAPE,
@@ -16,6 +17,7 @@ from classicrl.envs.atari_protocol import (
     checked_actions,
     rom_of,
 )
+from classicrl.envs.faults import Stepping
 from classicrl.errors import UserError
 
 
@@ -57,6 +59,8 @@ class AtariSingle:
             raise UserError(f"the cartridge of {env_id} is missing: reinstall ale-py")
         self.env_id = env_id
         self.protocol = protocol
+        self._stepping = Stepping(env_id, [seed])
+        self._stepping.at = 0
         emulator_words, numpy_seeds = np.random.SeedSequence(seed).spawn(2)
         self._rng = np.random.default_rng(numpy_seeds)
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner on stderr
@@ -113,11 +117,20 @@ class AtariSingle:
         self._pending = int(checked_actions(actions, 1, self.num_actions)[0])
 
     def recv(self) -> AtariStep:
-        """Play the sent action and return the step."""
+        """Play the sent action and return the step; EnvironmentFault if the emulator fails."""
         if self._pending is None:
             raise RuntimeError("recv() without a send() before it")
         action, self._pending = self._actions[self._pending], None
+        self._stepping.steps += 1
+        watch.doing = self._stepping
+        try:
+            return self._play(action)
+        except Exception as error:
+            raise self._stepping.fault(error) from error
+        finally:
+            watch.doing = None
 
+    def _play(self, action: Any) -> AtariStep:
         reward = 0
         game_over = life_lost = False
         for frames_left in range(FRAME_SKIP, 0, -1):
@@ -180,6 +193,7 @@ class AtariSingle:
             "game_frames": self._game_frames,
             "lives": self._lives,
             "started": self._started,
+            "steps": self._stepping.steps,
             "rng": self._rng.bit_generator.state,
         }
 
@@ -204,6 +218,7 @@ class AtariSingle:
         self._game_frames = int(state["game_frames"])
         self._lives = int(state["lives"])
         self._started = bool(state["started"])
+        self._stepping.steps = int(state.get("steps", 0))  # not there in older checkpoints
         self._rng.bit_generator.state = state["rng"]
         self._pending = None
 

@@ -14,9 +14,12 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from classicrl import watch
 from classicrl.envs import exploration
+from classicrl.envs.faults import Stepping
 from classicrl.errors import UserError
 
+_BOOLEANS = (bool, np.bool_)
 MINATAR_GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 
 
@@ -90,6 +93,7 @@ class GymVector:
         self.num_envs = num_envs
         self._seeds = seeds
         self._starts = 0
+        self._stepping = Stepping(env_id, seeds)
         self._envs = [_make(env_id, max_episode_steps) for _ in range(num_envs)]
         observation, action = self._envs[0].observation_space, self._envs[0].action_space
         if not isinstance(action, gymnasium.spaces.Discrete) or action.start != 0:
@@ -110,14 +114,27 @@ class GymVector:
         self._pending: NDArray[np.integer[Any]] | None = None
 
     def reset(self) -> NDArray[Any]:
-        """Begins a new episode everywhere; the first observations, ``[N, *obs_shape]``."""
+        """Begins a new episode everywhere; the first observations, ``[N, *obs_shape]``.
+
+        Raises:
+            EnvironmentFault: if one fails, or shows what is not finite or of another shape.
+        """
         self._started, self._pending = True, None
-        for i, (env, seed) in enumerate(zip(self._envs, self._seeds, strict=True)):
+        for i, seed in enumerate(self._seeds):
             # Another start, other episodes: a resumed run does not repeat those it has played.
             mixed = np.random.SeedSequence([seed, self._starts]).generate_state(1)[0]
-            self._obs[i] = env.reset(seed=int(mixed >> 1))[0]
+            self._obs[i] = self._begin_episode(i, seed=int(mixed >> 1))
+        self._stepping.require_finite("an observation", self._obs, range(self.num_envs))
         self._starts += 1
         return self.observation()
+
+    def _begin_episode(self, i: int, seed: int | None = None) -> NDArray[Any]:
+        self._stepping.at = i
+        try:
+            obs, _ = self._envs[i].reset(seed=seed)
+        except Exception as error:
+            raise self._stepping.fault(error) from error
+        return self._stepping.checked(obs, self.obs_shape, self.obs_dtype)
 
     def observation(self) -> NDArray[Any]:
         """What is acted on next, ``[N, *obs_shape]``: uint8 for boards, else float32."""
@@ -141,22 +158,48 @@ class GymVector:
         self._pending = actions
 
     def recv(self) -> VectorStep:
-        """Plays the sent actions and returns the step."""
+        """Plays the sent actions and returns the step.
+
+        Raises:
+            EnvironmentFault: if one fails, or shows what is not finite or of another shape.
+        """
         if self._pending is None:
             raise RuntimeError("recv() without a send() before it")
         actions, self._pending = self._pending.tolist(), None
+        self._stepping.steps += 1
+        watch.doing = self._stepping
+        try:
+            return self._play(actions)
+        finally:
+            watch.doing = None
+
+    def _play(self, actions: list[int]) -> VectorStep:
         reward = np.zeros(self.num_envs, dtype=np.float32)
         terminated = np.zeros(self.num_envs, dtype=np.bool_)
         ended = np.zeros(self.num_envs, dtype=np.bool_)
         final_obs = []
+        stepping = self._stepping
         for i, env in enumerate(self._envs):
-            obs, reward[i], terminated[i], truncated, _ = env.step(actions[i])
+            stepping.at = i
+            try:
+                obs, reward[i], over, truncated, _ = env.step(actions[i])
+            except Exception as error:
+                raise stepping.fault(error) from error
+            if not isinstance(over, _BOOLEANS) or not isinstance(truncated, _BOOLEANS):
+                raise stepping.fault(f"said terminated={over!r}, truncated={truncated!r}")
+            terminated[i] = over
+            obs = stepping.checked(obs, self.obs_shape, self.obs_dtype)
             if terminated[i] or truncated:
                 ended[i] = True
                 final_obs.append(np.array(obs, dtype=self.obs_dtype))
-                obs, _ = env.reset()
+                obs = self._begin_episode(i)
             self._obs[i] = obs
         last = np.stack(final_obs) if final_obs else self._obs[:0].copy()
+        everywhere = range(self.num_envs)
+        stepping.require_finite("a reward", reward, everywhere)
+        stepping.require_finite("an observation", self._obs, everywhere)
+        if final_obs:
+            stepping.require_finite("a last observation", last, np.flatnonzero(ended).tolist())
         return VectorStep(self.observation(), reward, terminated, ended, last)
 
     def step(self, actions: NDArray[np.integer[Any]]) -> VectorStep:
@@ -181,6 +224,7 @@ class GymVector:
         return {
             "env_id": self.env_id,
             "starts": self._starts,
+            "steps": self._stepping.steps,
             "obs": self._obs.copy(),
             "envs": [_state_of(env) for env in self._envs] if self._started else [],
         }
@@ -200,6 +244,7 @@ class GymVector:
                 f"are {self.num_envs} of {self.env_id}: use the same"
             )
         self._starts = int(state["starts"])
+        self._stepping.steps = int(state.get("steps", 0))  # not there in older checkpoints
         self.resumed_exactly = False
         self.reset()
         if not state["envs"] or any(saved is None for saved in state["envs"]):

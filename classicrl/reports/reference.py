@@ -97,7 +97,7 @@ def read_index(path: Path) -> list[Entry]:
         raise UserError(f"{path} does not exist: name the index of published results by --index")
     try:
         records = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(records, list):
         raise UserError(f"{path} does not hold a list of results")
