@@ -253,7 +253,13 @@ def test_searches_side_by_side_go_on_where_they_stopped(tmp_path: Path, cube_net
     first = dataclasses.replace(config, searches=("qstar",))
     assert list(qstar.main(first)["cells"]) == ["12 qstar 40 0.5"]
     cells = qstar.main(config)["cells"]
-    assert len(cells) == 4 and all(len(cubes) == 2 for cubes in cells.values())
+    assert len(cells) == 4
+    # A search goes on to the next cube for as long as it solves them.
+    for cubes in cells.values():
+        solved = [cube["solved"] for cube in cubes]
+        assert all(solved[:-1]) and (len(cubes) == 2 or not solved[-1])
+    longer = qstar.main(dataclasses.replace(config, cubes=(3,)))["cells"]
+    assert all(longer[key][: len(cubes)] == cubes for key, cubes in cells.items())
     with pytest.raises(UserError, match="other cubes or limits"):
         qstar.main(dataclasses.replace(config, seed=8))
 
@@ -263,18 +269,25 @@ def test_tables_of_searches_by_hand() -> None:
     qstar = load("qstar")
 
     def cubes(cost: float, seconds: float, nodes: int, solved: bool = True) -> list[dict[str, Any]]:
-        numbers = {"cost": cost, "seconds": seconds, "nodes_generated": nodes}
+        numbers = {"cost": cost, "seconds": 9.0, "cpu_seconds": seconds, "nodes_generated": nodes}
         return [{**numbers, "solved": True}, {**numbers, "solved": solved}]
 
     cells = {
         "12 qstar 10 0.2": cubes(25.0, 2.0, 100),
         "12 qstar 10 0.4": cubes(23.0, 4.0, 90),
         "12 qstar 10 0.6": cubes(22.0, 0.1, 1, solved=False),
+        "12 qstar 10 0.8": cubes(20.0, 0.1, 1)[:1],
         "12 astar 10 0.2": cubes(25.5, 3.0, 900),
+        "156 qstar 20 0.4": cubes(13.5, 8.0, 180),
     }
-    (table,) = qstar.tables({"config": {"actions": [12]}, "cells": cells})
+    config = {"actions": [12, 156], "cubes": [2, 2], "clock": "cpu"}
+    table, other, growth = qstar.tables({"config": config, "cells": cells})
     assert [row[-2:] for row in table.rows] == [("-", "-"), ("1.5", "10.0"), ("1.5", "10.0")]
     assert table.rows[0][1] == "4.00 s, 90"
+    assert [row[1] for row in other.rows] == ["-", "8.00 s, 180", "8.00 s, 180"]
+    assert growth.rows[0] == (
+        "156 actions", "qstar", "-, 4.0, 4.0 (4.0)", "-, 2.0, 2.0 (2.0)"
+    )  # fmt: skip
 
 
 def test_alternately_takes_turns_in_both_orders() -> None:
