@@ -1,4 +1,4 @@
-"""The other side of deepxube.py: runs in an environment where DeepXube 0.3.2 is installed.
+"""The other side of beside_deepxube.py: runs in an environment where DeepXube 0.3.2 is installed.
 
 Works only with what that package offers, as its own commands `deepxube solve` and `deepxube train`
 do. One JSON object on the command line says what to measure, one on the last line of the output

@@ -2,7 +2,7 @@
 
     python3.11 -m venv /tmp/deepxube
     /tmp/deepxube/bin/pip install deepxube==0.3.2
-    python benchmarks/deepxube.py --peer-python /tmp/deepxube/bin/python --json benchmarks/results/M.json
+    python benchmarks/beside_deepxube.py --peer-python /tmp/deepxube/bin/python
 
 Its package runs in a process of its own (benchmarks/deepxube_peer.py). Networks are untrained and
 have as many parameters within 10%: ours of one-hot rows added up, theirs `resnet_fc` on one-hot
@@ -219,7 +219,7 @@ def measure(config: Config) -> dict[str, Any]:
             result["runs"][kind]["theirs"].append(theirs)
             print(kind, "ours", ours, "theirs", theirs, file=sys.stderr, flush=True)
             if config.json is not None:
-                keep(config.json, "deepxube", result)
+                keep(config.json, "beside_deepxube", result)
     return result
 
 
