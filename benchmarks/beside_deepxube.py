@@ -54,13 +54,13 @@ class Config:
 
     peer_python: Path = Path("python-with-deepxube")
     """Python of the environment where deepxube is installed."""
-    peer_network: str = "resnet_fc.460H_2B"
+    peer_network: str = "resnet_fc.390H_2B"
     """Theirs, as their command line takes it."""
     embedding_size: int = 1024
     """Ours: units of the first layer."""
     hidden_size: int = 256
     """Units of the others."""
-    num_blocks: int = 2
+    num_blocks: int = 1
     """Residual blocks."""
     search_batch_size: int = 1_000
     """Pairs taken at a time."""

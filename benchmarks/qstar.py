@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import tyro
-from report import Table, origin, show
+from report import Table, markdown, origin, replace_block, show
 
 from classicrl.command_line import exit_with, require_positive
 from classicrl.cube_solver import CubeSolver, load_network, shipped_network
@@ -89,6 +89,12 @@ class Config:
     """Of the tables. Both are measured."""
     json: Path | None = None
     """Kept there, and continued."""
+    measure: bool = True
+    """--no-measure shows what is there."""
+    docs: Path | None = None
+    """Write the tables into this page, between the marks of this benchmark."""
+    figure: Path | None = None
+    """Draw every setting that solved its cubes there."""
 
 
 def measure(config: Config) -> dict[str, Any]:
@@ -261,11 +267,50 @@ def grown(result: dict[str, Any], actions: int, search: str) -> tuple[str, str]:
     return cells[0], cells[1]
 
 
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Mean nodes and seconds against the mean path cost, a point for each setting."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError('plots need matplotlib: pip install "classicrl[plots]"') from error
+    every = result["config"]["actions"]
+    figure = Figure(figsize=(4.2 * len(every), 6.4), layout="constrained")
+    panels = figure.subplots(2, len(every), squeeze=False)
+    for column, actions in enumerate(every):
+        for row, what in enumerate(("nodes", "seconds")):
+            ax = panels[row][column]
+            for search, marker in zip(SEARCHES, "os^D", strict=True):
+                found = sorted(points(result, actions, search), key=lambda point: point.cost)
+                x, y = [p.cost for p in found], [float(getattr(p, what)) for p in found]
+                ax.plot(x, y, marker, label=search, alpha=0.8)
+            ax.set_yscale("log")
+            ax.grid(alpha=0.3)
+        panels[0][column].set_title(f"{actions} actions")
+        panels[1][column].set_xlabel("mean path cost")
+    clock = " of processor" if result["config"]["clock"] == "cpu" else ""
+    panels[0][0].set_ylabel("mean nodes generated")
+    panels[1][0].set_ylabel(f"mean seconds{clock}")
+    panels[0][0].legend()
+    figure.savefig(path, dpi=130, metadata={"Software": ""})
+
+
 def main(config: Config) -> dict[str, Any]:
     """Measures, prints, keeps."""
     require_positive(config, may_be_zero={"threads", "seed", "perimeter"})
-    result = measure(config)
-    show(tables(result))
+    if config.measure:
+        result = measure(config)
+    elif config.json is not None:
+        result = read_json(config.json)
+    else:
+        raise UserError("--no-measure needs the --json that holds what was measured")
+    shown = tables(result)
+    show(shown)
+    if config.figure is not None:
+        draw(result, config.figure)
+    if config.docs is not None:
+        origin_line = f"{result['machine']}; {result['measured'][:10]}."
+        content = "\n\n".join([origin_line, *(markdown(table) for table in shown)])
+        config.docs.write_text(replace_block(config.docs.read_text(), "qstar", content))
     return result
 
 
