@@ -26,8 +26,8 @@ class SolveSettings:
     """How to search. What is None is the preset's business."""
 
     preset: Literal["fast", "best"] = "fast"
-    """fast begins with a beam of 8,192 states; best with 262,144, or 65,536 at more than 12 actions:
-    shorter, and that much slower."""
+    """fast begins with a beam of 8,192 states, best with 262,144, or 65,536 at more than 12
+    actions: shorter, and that much slower."""
     search: SearchName | None = None
     """One search instead of the preset's ladder."""
     weight: float | None = None
