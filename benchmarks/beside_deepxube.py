@@ -42,7 +42,6 @@ from classicrl.machine import set_threads
 from classicrl.networks.byte_q_network import ByteQNetwork
 from classicrl.search import Perimeter, qstar
 
-KINDS = ("search", "walk", "bellman")
 PEER = Path(__file__).resolve().parent / "deepxube_peer.py"
 PATHFIND = {"walk": "sup_q", "bellman": "graph_q.1B_1.0W"}
 TEMPERATURE = 1 / 3
@@ -62,11 +61,11 @@ class Config:
     """Units of the others."""
     num_blocks: int = 1
     """Residual blocks."""
-    search_batch_size: int = 1_000
+    search_batch_sizes: tuple[int, ...] = (1_000, 10_000)
     """Pairs taken at a time."""
     weight: float = 0.6
     """Of the path cost."""
-    max_nodes: int = 50_000
+    max_nodes: int = 100_000
     """Of a search."""
     batch_size: int = 2_000
     """States per update."""
@@ -118,24 +117,24 @@ def fresh_network(config: Config, domain: Cube3) -> ByteQNetwork:
     )
 
 
-def our_search(config: Config, repeat: int) -> dict[str, float]:
+def our_search(config: Config, batch_size: int, repeat: int) -> dict[str, float]:
     """One search."""
     domain = Cube3(12)
     network = fresh_network(config, domain).eval()
     start = domain.random_states(config.repeats, torch.Generator().manual_seed(0))[repeat]
     began = time.process_time()
     found = qstar(
-        domain, network, start, weight=config.weight, batch_size=config.search_batch_size,
+        domain, network, start, weight=config.weight, batch_size=batch_size,
         max_nodes=config.max_nodes,
     )  # fmt: skip
     cpu_seconds = time.process_time() - began
     return {"count": found.num_generated, "wall": found.seconds, "cpu": cpu_seconds}
 
 
-def their_search(config: Config) -> dict[str, float]:
-    """One search; their rate is taken as it is, with what their clock saw of its last batch."""
-    sizes = ("batch_size", config.search_batch_size), ("weight", config.weight)
-    task = {"what": "search", "repeats": 1, "max_nodes": config.max_nodes, **dict(sizes)}
+def their_search(config: Config, batch_size: int) -> dict[str, float]:
+    """One search."""
+    sizes = {"batch_size": batch_size, "weight": config.weight, "max_nodes": config.max_nodes}
+    task = {"what": "search", "repeats": 1, **sizes}
     found = peer(config, task)
     (run,) = found["runs"]
     return {
@@ -202,16 +201,18 @@ def their_training(config: Config, kind: str) -> dict[str, float]:
 def measure(config: Config) -> dict[str, Any]:
     """Both sides, alternately; returns the result as it is kept in JSON."""
     set_threads(config.threads)
+    kinds = [*(f"search {size}" for size in config.search_batch_sizes), *PATHFIND]
     result: dict[str, Any] = {
         **origin(config, torch.device("cpu")),
         "parameters": sum(p.numel() for p in fresh_network(config, Cube3(12)).parameters()),
-        "runs": {kind: {"ours": [], "theirs": []} for kind in KINDS},
+        "runs": {kind: {"ours": [], "theirs": []} for kind in kinds},
     }
     del result["config"]["peer_python"]
     for repeat in range(config.repeats):
-        for kind in KINDS:
-            if kind == "search":
-                ours, theirs = our_search(config, repeat), their_search(config)
+        for kind in kinds:
+            if kind not in PATHFIND:
+                size = int(kind.split()[1])
+                ours, theirs = our_search(config, size, repeat), their_search(config, size)
                 result["peer_parameters"] = int(theirs.pop("parameters"))
             else:
                 ours, theirs = our_training(config, kind), their_training(config, kind)
@@ -227,22 +228,19 @@ def tables(result: dict[str, Any]) -> list[Table]:
     """What a result says, as text."""
     config = result["config"]
     clock = config["clock"]
-    titles = {
-        "search": "Q\\*: nodes generated",
-        "walk": "training, walk labels: states",
-        "bellman": "training, Bellman: states",
-    }
+    titles = {"walk": "training, walk labels: states", "bellman": "training, Bellman: states"}
     rows = []
     for kind, runs in result["runs"].items():
         rates = {side: [run["count"] / run[clock] for run in found] for side, found in runs.items()}
         times = spread(ratios(rates["ours"], rates["theirs"]), 1)
-        rows.append((titles[kind], spread(rates["ours"]), spread(rates["theirs"]), times))
+        title = titles.get(kind) or f"Q\\*, batches of {int(kind.split()[1]):,}: nodes generated"
+        rows.append((title, spread(rates["ours"]), spread(rates["theirs"]), times))
     seconds = "of processor" if clock == "cpu" else "of wall time"
     header = (f"per second {seconds}", "classicrl", "DeepXube 0.3.2", "ratio")
     notes = (
         f"{result['parameters']:,} and {result['peer_parameters']:,} parameters, untrained; "
-        f"{config['threads']} thread(s) a process; searches of {config['max_nodes']:,} nodes in "
-        f"batches of {config['search_batch_size']:,}; updates of {config['batch_size']:,} states; "
+        f"{config['threads']} thread(s) a process; searches of {config['max_nodes']:,} "
+        f"nodes; updates of {config['batch_size']:,} states; "
         f"median (range) of {config['repeats']}.",
     )
     return [Table("Rubik's cube, 12 actions, beside DeepXube", header, rows, notes)]
