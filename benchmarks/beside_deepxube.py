@@ -231,6 +231,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     titles = {"walk": "training, walk labels: states", "bellman": "training, Bellman: states"}
     rows = []
     for kind, runs in result["runs"].items():
+        if not runs["theirs"]:
+            continue  # the benchmark was stopped before
         rates = {side: [run["count"] / run[clock] for run in found] for side, found in runs.items()}
         times = spread(ratios(rates["ours"], rates["theirs"]), 1)
         title = titles.get(kind) or f"Q\\*, batches of {int(kind.split()[1]):,}: nodes generated"

@@ -202,6 +202,7 @@ class Config:
 def main(config: Config) -> None:
     """Fills every pair of markers with the tables of every machine that has that benchmark."""
     import atari_dqn
+    import beside_deepxube
     import linear_layers
     import replay
     import search_rate
@@ -222,6 +223,7 @@ def main(config: Config) -> None:
         value_family,
         seeds_together,
         search_rate,
+        beside_deepxube,
     ):
         name = benchmark.__name__
         blocks = [
