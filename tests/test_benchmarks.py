@@ -355,8 +355,8 @@ def test_beside_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(module, "peer", stand_in)
     config = module.Config(
-        embedding_size=16, hidden_size=8, max_nodes=60, search_batch_sizes=(20,), walk_length=5, batch_size=10,
-        updates=2, repeats=2, json=tmp_path / "kept.json",
+        embedding_size=16, hidden_size=8, max_nodes=60, search_batch_sizes=(20,), batch_size=10,
+        walk_length=5, updates=2, repeats=2, json=tmp_path / "kept.json",
     )  # fmt: skip
     result = module.main(config)
     theirs = result["runs"]["walk"]["theirs"][1]
