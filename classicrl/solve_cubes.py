@@ -59,7 +59,7 @@ class SolveConfig(SolveSettings):
     random: int = 0
     """So many random cubes, of 100 to 200 quarter turns each."""
     seed: int = 0
-    """Of random cubes."""
+    """Of random cubes; another number of them is another draw, also at its beginning."""
     actions: Literal[12, 156, 1884] = 12
     """Quarter turns, and sequences of up to two or three as well."""
     network: Path | None = None
