@@ -7,19 +7,27 @@ of A* is min_a Q(s,a) of the same network, so its quality is equal.
 
     python benchmarks/qstar.py --json benchmarks/results/my-machine-qstar.json
 
-Each setting is written when it is done; the same command goes on with those that are missing.
+Each cube is written when it is done; the same command goes on with those that are missing, also
+with more --cubes than before. A setting that fails on a cube is left there, since the tables take
+only settings that solve all.
+
+On a machine that has other work too, wall time says little: `--threads 1 --clock cpu` counts the
+seconds that the processor worked for this program, and --max-nodes with a large --max-seconds keeps
+the counts of nodes exact.
 """
 
 import dataclasses
 import itertools
+import math
 import statistics
+import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import tyro
-from report import Table, origin, show
+from report import Table, markdown, origin, replace_block, show
 
 from classicrl.command_line import exit_with, require_positive
 from classicrl.cube_solver import CubeSolver, load_network, shipped_network
@@ -30,6 +38,7 @@ from classicrl.machine import choose_device, set_threads
 from classicrl.solve_cubes import SolveSettings
 
 SEARCHES = ("qstar", "deferred-astar", "astar", "q-beam")
+NUM_SCRAMBLES = 100  # those of `qstar_cube3_solve.py --random 100`: a seed's cubes depend on it
 CEILINGS = {12: (24, 26, 28), 156: (13, 14, 16), 1884: (9, 10, 11)}
 # Of the paper, A* / Q* (table 2), at its own ceilings and on its own machine, as a reminder.
 PAPER = {
@@ -37,6 +46,10 @@ PAPER = {
     156: "<= 12: 50.8 (92.0), <= 14: 23.9 (64.0), <= 16: 10.8 (34.5)",
     1884: "<= 8: 129.7 (1288), <= 9: 28.5 (283), <= 10: 22.6 (249)",
 }
+PAPER_GROWTH = (
+    "156 actions A* time 3.5 (1.6), nodes 8.7 (2.2), Q* 0.9 (0.7), 1.4 (1.3); "
+    "1,884 actions A* 37.0 (6.5), 62.7 (5.2), Q* 3.7 (4.0), 2.3 (3.6)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +65,12 @@ class Config:
     actions: tuple[int, ...] = (12, 156, 1884)
     """Action spaces."""
     cubes: tuple[int, ...] = (20, 10, 5)
-    """Full scrambles for each of them; the same for every search."""
+    """Of the 100 full scrambles of the seed, for each of them; the same for every search."""
     weights: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     """Of the path cost."""
-    batch_sizes: tuple[int, ...] = (1_000, 10_000)
-    """Also widths of the beam."""
+    batch_sizes: tuple[int, ...] = (100, 1_000, 10_000)
+    """Also widths of the beam. A batch of A* makes 1,194 times as many nodes at 1,884 actions, so
+    only the smallest ends within the limits there."""
     searches: tuple[str, ...] = SEARCHES
     """Of them all."""
     max_nodes: int = 3_000_000
@@ -71,8 +85,16 @@ class Config:
     """auto, cpu or cuda."""
     threads: int = 0
     """CPU threads; 0: all that this process may use."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """Of the tables. Both are measured."""
     json: Path | None = None
     """Kept there, and continued."""
+    measure: bool = True
+    """--no-measure shows what is there."""
+    docs: Path | None = None
+    """Write the tables into this page, between the marks of this benchmark."""
+    figure: Path | None = None
+    """Draw every setting that solved its cubes there."""
 
 
 def measure(config: Config) -> dict[str, Any]:
@@ -82,101 +104,213 @@ def measure(config: Config) -> dict[str, Any]:
     result: dict[str, Any] = {**origin(config, device), "cells": {}}
     if config.json is not None and config.json.exists():
         earlier = read_json(config.json)
-        same = ("seed", "max_nodes", "max_seconds", "perimeter", "cubes")
+        same = ("seed", "max_nodes", "max_seconds", "perimeter")
         if any(earlier["config"][name] != result["config"][name] for name in same):
             raise UserError(f"{config.json} holds other cubes or limits: name another --json")
         result["cells"] = earlier["cells"]
     given = {12: config.network_12, 156: config.network_156, 1884: config.network_1884}
-    for actions, count in zip(config.actions, config.cubes, strict=False):
-        network = load_network(given[actions] or shipped_network(actions), device)
-        starts = Cube3(12).random_states(count, torch.Generator().manual_seed(config.seed))
-        for search, weight, size in settings_of(config):
-            key = f"{actions} {search} {size} {weight:g}"
-            if key in result["cells"]:
-                continue
-            settings = SolveSettings(
-                search=search,  # type: ignore[arg-type]
-                weight=weight,
-                batch_size=size,
-                max_nodes=config.max_nodes,
-                max_seconds=config.max_seconds,
-                perimeter=config.perimeter,
+    domain, scrambles = Cube3(12), dict(zip(config.actions, config.cubes, strict=True))
+    starts = domain.random_states(NUM_SCRAMBLES, torch.Generator().manual_seed(config.seed))
+    networks = {n: load_network(given[n] or shipped_network(n), device) for n in scrambles}
+    for size, weight, actions, search in settings_of(config):
+        count = scrambles[actions]
+        settings = SolveSettings(
+            search=search,  # type: ignore[arg-type]
+            weight=weight,
+            batch_size=size,
+            max_nodes=config.max_nodes,
+            max_seconds=config.max_seconds,
+            perimeter=config.perimeter,
+        )
+        key = f"{actions} {search} {size} {weight:g}"
+        cubes = result["cells"].setdefault(key, [])
+        if len(cubes) >= count or given_up(cubes):
+            continue
+        solver = CubeSolver(networks[actions], settings)
+        for start in starts[len(cubes) : count]:
+            began = time.process_time()
+            solution = solver.solve(start.to(device))
+            cpu_seconds = time.process_time() - began
+            cubes.append(
+                {
+                    **solution.as_json(),
+                    "cpu_seconds": round(cpu_seconds, 4),
+                    "network_seconds": round(solution.network_seconds, 4),
+                }
             )
-            solver = CubeSolver(network, settings)
-            solutions = [solver.solve(start.to(device)) for start in starts]
-            result["cells"][key] = [
-                {**solution.as_json(), "network_seconds": round(solution.network_seconds, 4)}
-                for solution in solutions
-            ]
-            print(key, described(result["cells"][key]), flush=True)
             if config.json is not None:
                 write_json(config.json, result)
+            if given_up(cubes):
+                break
+        print(key, described(cubes, count), flush=True)
     return result
 
 
-def settings_of(config: Config) -> Iterable[tuple[str, float, int]]:
-    """Search, weight, batch size; a beam has no weight."""
-    for search, size in itertools.product(config.searches, config.batch_sizes):
-        for weight in (1.0,) if search == "q-beam" else config.weights:
-            yield search, weight, size
+def given_up(cubes: list[dict[str, Any]]) -> bool:
+    """Whether a setting has failed on a cube."""
+    return bool(cubes) and not cubes[-1]["solved"]
 
 
-def described(cubes: list[dict[str, Any]]) -> str:
+def settings_of(config: Config) -> Iterable[tuple[int, float, int, str]]:
+    """Batch size, weight, actions, search, the quick ones first; a beam has no weight."""
+    yield from (
+        (size, 1.0 if search == "q-beam" else weight, actions, search)
+        for size, weight, actions, search in itertools.product(
+            config.batch_sizes, config.weights, config.actions, config.searches
+        )
+        if search != "q-beam" or weight == config.weights[0]
+    )
+
+
+def described(cubes: list[dict[str, Any]], count: int) -> str:
     """A setting in a few words."""
-    solved = [cube for cube in cubes if cube["solved"]]
-    if not solved:
-        return f"solved 0 of {len(cubes)}"
-    cost = statistics.mean(cube["cost"] for cube in solved)
-    seconds = statistics.mean(cube["seconds"] for cube in cubes)
-    nodes = statistics.mean(cube["nodes_generated"] for cube in cubes)
-    figures = f"cost {cost:.2f}, {seconds:.2f} s, {nodes:,.0f} nodes"
-    return f"solved {len(solved)} of {len(cubes)}, {figures}"
+    if given_up(cubes):
+        return f"fails on cube {len(cubes)} ({cubes[-1]['stopped']})"
+    means = [mean_of(cubes, what) for what in ("cost", "seconds", "cpu_seconds", "nodes_generated")]
+    figures = "cost {:.2f}, {:.2f} s, {:.2f} s of processor, {:,.0f} nodes".format(*means)
+    return f"solves {len(cubes)} of {count}: {figures}"
 
 
-def best_at(result: dict[str, Any], actions: int, search: str, ceiling: float, what: str) -> float:
-    """The least mean of ``what`` over settings with all cubes solved below the ceiling; inf."""
-    found = [float("inf")]
+def mean_of(cubes: list[dict[str, Any]], what: str) -> float:
+    """Mean of one of the recorded figures."""
+    return statistics.mean(float(cube[what]) for cube in cubes)
+
+
+class Point(NamedTuple):
+    """A setting that solved all its cubes: what it is, and the means over them."""
+
+    size: int
+    weight: float
+    cost: float
+    seconds: float
+    nodes: float
+
+
+def points(result: dict[str, Any], actions: int, search: str) -> list[Point]:
+    """The settings of a search that solved every cube, over as many as were asked for."""
+    config = result["config"]
+    count = dict(zip(config["actions"], config["cubes"], strict=True))[actions]
+    clock = "cpu_seconds" if config["clock"] == "cpu" else "seconds"
+    found = []
     for key, cubes in result["cells"].items():
-        ours = key.split()[:2] == [str(actions), search]
-        if not ours or not all(cube["solved"] for cube in cubes):
-            continue
-        if statistics.mean(cube["cost"] for cube in cubes) <= ceiling:
-            found.append(statistics.mean(cube[what] for cube in cubes))
-    return min(found)
+        its_actions, its_search, size, weight = key.split()
+        ours = (int(its_actions), its_search) == (actions, search)
+        if ours and len(cubes) >= count and all(cube["solved"] for cube in cubes[:count]):
+            means = [mean_of(cubes[:count], what) for what in ("cost", clock, "nodes_generated")]
+            found.append(Point(int(size), float(weight), *means))
+    return found
+
+
+def least(result: dict[str, Any], actions: int, search: str, ceiling: float, what: str) -> float:
+    """The least mean ``seconds`` or ``nodes`` of a setting whose cost is below the ceiling; inf."""
+    within = [p for p in points(result, actions, search) if p.cost <= ceiling]
+    return min((float(getattr(p, what)) for p in within), default=math.inf)
+
+
+def ratio(above: float, below: float) -> str:
+    """A quotient of what was reached; "-" where either was not."""
+    return f"{above / below:.1f}" if max(above, below) < math.inf else "-"
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """What a result says, as text."""
+    """The paper's tables 2 and 3, and every setting that they are made of."""
     made = []
-    for actions in result["config"]["actions"]:
+    config = result["config"]
+    clock = "of one processor" if config["clock"] == "cpu" else "of wall time"
+    for actions, count in zip(config["actions"], config["cubes"], strict=True):
         rows = []
         for ceiling in CEILINGS[actions]:
-            row = [f"path cost <= {ceiling}"]
+            row = [f"<= {ceiling}"]
             for search in SEARCHES:
-                seconds = best_at(result, actions, search, ceiling, "seconds")
-                nodes = best_at(result, actions, search, ceiling, "nodes_generated")
-                row.append("-" if nodes == float("inf") else f"{seconds:.2f} s, {nodes:,.0f}")
-            for what in ("seconds", "nodes_generated"):
-                ours = best_at(result, actions, "qstar", ceiling, what)
-                theirs = best_at(result, actions, "astar", ceiling, what)
-                known = ours < float("inf") and theirs < float("inf")
-                row.append(f"{theirs / ours:.1f}" if known else "-")
+                seconds = least(result, actions, search, ceiling, "seconds")
+                nodes = least(result, actions, search, ceiling, "nodes")
+                row.append("-" if nodes == math.inf else f"{seconds:.2f} s, {nodes:,.0f}")
+            for what in ("seconds", "nodes"):
+                ours = least(result, actions, "qstar", ceiling, what)
+                row.append(ratio(least(result, actions, "astar", ceiling, what), ours))
             rows.append(tuple(row))
-        header = (f"{actions} actions", *SEARCHES, "time A*/Q*", "nodes A*/Q*")
-        notes = (
-            "Seconds and nodes generated, each the least of any setting; -: no setting solves "
-            "every cube below the ceiling within the limits.",
-            f"The paper, time (nodes) A* / Q*: {PAPER[actions]}.",
+        header = (f"cost, {actions} actions", *SEARCHES, "time A*/Q*", "nodes A*/Q*")
+        note = f"The paper, time (nodes) A*/Q*, at its ceilings: {PAPER[actions]}."
+        title = f"{actions} actions, {count} cubes: least mean seconds {clock} and nodes"
+        made.append(Table(title, header, rows, (note,)))
+    growth = [
+        (f"{actions} actions", search, *grown(result, actions, search))
+        for actions in config["actions"]
+        if actions != 12
+        for search in SEARCHES
+    ]
+    made.append(
+        Table(
+            "Growth over 12 actions, at the three ceilings in order (and their mean)",
+            ("", "search", "time", "nodes"),
+            growth,
+            (f"The paper, mean (standard deviation): {PAPER_GROWTH}.",),
         )
-        made.append(Table(f"The same network, {actions} actions", header, rows, notes))
+    )
     return made
+
+
+def grown(result: dict[str, Any], actions: int, search: str) -> tuple[str, str]:
+    """How many times the time and the nodes of 12 actions, at each ceiling."""
+    cells = []
+    for what in ("seconds", "nodes"):
+        pairs = [
+            (
+                least(result, actions, search, ceiling, what),
+                least(result, 12, search, ceiling_of_12, what),
+            )
+            for ceiling, ceiling_of_12 in zip(CEILINGS[actions], CEILINGS[12], strict=True)
+        ]
+        text = ", ".join(ratio(*pair) for pair in pairs)
+        known = [above / below for above, below in pairs if max(above, below) < math.inf]
+        cells.append(f"{text} ({statistics.mean(known):.1f})" if known else text)
+    return cells[0], cells[1]
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Mean nodes and seconds against the mean path cost, a point for each setting."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError('plots need matplotlib: pip install "classicrl[plots]"') from error
+    every = result["config"]["actions"]
+    figure = Figure(figsize=(4.2 * len(every), 6.4), layout="constrained")
+    panels = figure.subplots(2, len(every), squeeze=False)
+    for column, actions in enumerate(every):
+        for row, what in enumerate(("nodes", "seconds")):
+            ax = panels[row][column]
+            for search, marker in zip(SEARCHES, "os^D", strict=True):
+                found = sorted(points(result, actions, search), key=lambda point: point.cost)
+                x, y = [p.cost for p in found], [float(getattr(p, what)) for p in found]
+                ax.plot(x, y, marker, label=search, alpha=0.8)
+            ax.set_yscale("log")
+            ax.grid(alpha=0.3)
+        panels[0][column].set_title(f"{actions} actions")
+        panels[1][column].set_xlabel("mean path cost")
+    clock = " of processor" if result["config"]["clock"] == "cpu" else ""
+    panels[0][0].set_ylabel("mean nodes generated")
+    panels[1][0].set_ylabel(f"mean seconds{clock}")
+    panels[0][0].legend()
+    figure.savefig(path, dpi=130, metadata={"Software": ""})
 
 
 def main(config: Config) -> dict[str, Any]:
     """Measures, prints, keeps."""
     require_positive(config, may_be_zero={"threads", "seed", "perimeter"})
-    result = measure(config)
-    show(tables(result))
+    if config.measure:
+        result = measure(config)
+    elif config.json is not None:
+        result = read_json(config.json)
+    else:
+        raise UserError("--no-measure needs the --json that holds what was measured")
+    shown = tables(result)
+    show(shown)
+    if config.figure is not None:
+        draw(result, config.figure)
+    if config.docs is not None:
+        origin_line = f"{result['machine']}; {result['measured'][:10]}."
+        content = "\n\n".join([origin_line, *(markdown(table) for table in shown)])
+        config.docs.write_text(replace_block(config.docs.read_text(), "qstar", content))
     return result
 
 

@@ -202,6 +202,7 @@ class Config:
 def main(config: Config) -> None:
     """Fills every pair of markers with the tables of every machine that has that benchmark."""
     import atari_dqn
+    import beside_deepxube
     import linear_layers
     import ppo_rnd_atari
     import replay
@@ -224,6 +225,7 @@ def main(config: Config) -> None:
         seeds_together,
         ppo_rnd_atari,
         search_rate,
+        beside_deepxube,
     ):
         name = benchmark.__name__
         blocks = [

@@ -233,6 +233,7 @@ def publish(
     machine: str | None = None,
     cheap: bool = False,
     replace: bool = False,
+    note: str = "",
     index: Path = _INDEX,
 ) -> None:
     """Copy a finished run into the published results.
@@ -246,6 +247,7 @@ def publish(
         machine: Default: what the run recorded; peers record none.
         cheap: Quick checks (verify --fast) shall replay it.
         replace: Replace the result of this name.
+        note: What a reader must know beside it, such as a file that was lost.
         index: Of the published results.
     """
     _require(index.name == "index.json", f"--index {index} must be a file named index.json")
@@ -261,6 +263,7 @@ def publish(
         machine=machine,
         cheap=cheap,
         replace=replace,
+        note=note,
     )
     low, high = entry.eval.interval
     print(

@@ -259,7 +259,9 @@ class CubeSolver:
             max_nodes = settings.max_nodes or 3_000_000
             yield _Attempt(settings.search, size, weight, max_nodes, symmetries)
             return
-        width = min(settings.batch_size or (8_192 if fast else 65_536), _MAX_WIDTH)
+        # Rows of Q of a whole layer are in memory: those of more actions are longer.
+        best = 262_144 if self.network.domain.max_turns == 1 else 65_536
+        width = min(settings.batch_size or (8_192 if fast else best), _MAX_WIDTH)
         while True:
             # Wide enough for any cube in the end: four times as wide after each failure.
             max_nodes = settings.max_nodes or 200 * width

@@ -26,7 +26,8 @@ class SolveSettings:
     """How to search. What is None is the preset's business."""
 
     preset: Literal["fast", "best"] = "fast"
-    """fast begins with a beam of 8,192 states, best with 65,536: shorter, and that much slower."""
+    """fast begins with a beam of 8,192 states, best with 262,144, or 65,536 at more than 12
+    actions: shorter, and that much slower."""
     search: SearchName | None = None
     """One search instead of the preset's ladder."""
     weight: float | None = None
@@ -58,7 +59,7 @@ class SolveConfig(SolveSettings):
     random: int = 0
     """So many random cubes, of 100 to 200 quarter turns each."""
     seed: int = 0
-    """Of random cubes."""
+    """Of random cubes; another number of them is another draw, also at its beginning."""
     actions: Literal[12, 156, 1884] = 12
     """Quarter turns, and sequences of up to two or three as well."""
     network: Path | None = None

@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "report",
     "atari_dqn",
+    "beside_deepxube",
+    "cube_solver",
     "linear_layers",
     "ppo_rnd_atari",
     "qstar",
@@ -255,7 +257,13 @@ def test_searches_side_by_side_go_on_where_they_stopped(tmp_path: Path, cube_net
     first = dataclasses.replace(config, searches=("qstar",))
     assert list(qstar.main(first)["cells"]) == ["12 qstar 40 0.5"]
     cells = qstar.main(config)["cells"]
-    assert len(cells) == 4 and all(len(cubes) == 2 for cubes in cells.values())
+    assert len(cells) == 4
+    # A search goes on to the next cube for as long as it solves them.
+    for cubes in cells.values():
+        solved = [cube["solved"] for cube in cubes]
+        assert all(solved[:-1]) and (len(cubes) == 2 or not solved[-1])
+    longer = qstar.main(dataclasses.replace(config, cubes=(3,)))["cells"]
+    assert all(longer[key][: len(cubes)] == cubes for key, cubes in cells.items())
     with pytest.raises(UserError, match="other cubes or limits"):
         qstar.main(dataclasses.replace(config, seed=8))
 
@@ -265,18 +273,112 @@ def test_tables_of_searches_by_hand() -> None:
     qstar = load("qstar")
 
     def cubes(cost: float, seconds: float, nodes: int, solved: bool = True) -> list[dict[str, Any]]:
-        numbers = {"cost": cost, "seconds": seconds, "nodes_generated": nodes}
+        numbers = {"cost": cost, "seconds": 9.0, "cpu_seconds": seconds, "nodes_generated": nodes}
         return [{**numbers, "solved": True}, {**numbers, "solved": solved}]
 
     cells = {
         "12 qstar 10 0.2": cubes(25.0, 2.0, 100),
         "12 qstar 10 0.4": cubes(23.0, 4.0, 90),
         "12 qstar 10 0.6": cubes(22.0, 0.1, 1, solved=False),
+        "12 qstar 10 0.8": cubes(20.0, 0.1, 1)[:1],
         "12 astar 10 0.2": cubes(25.5, 3.0, 900),
+        "156 qstar 20 0.4": cubes(13.5, 8.0, 180),
     }
-    (table,) = qstar.tables({"config": {"actions": [12]}, "cells": cells})
+    config = {"actions": [12, 156], "cubes": [2, 2], "clock": "cpu"}
+    table, other, growth = qstar.tables({"config": config, "cells": cells})
     assert [row[-2:] for row in table.rows] == [("-", "-"), ("1.5", "10.0"), ("1.5", "10.0")]
     assert table.rows[0][1] == "4.00 s, 90"
+    assert [row[1] for row in other.rows] == ["-", "8.00 s, 180", "8.00 s, 180"]
+    assert growth.rows[0] == (
+        "156 actions", "qstar", "-, 4.0, 4.0 (4.0)", "-, 2.0, 2.0 (2.0)"
+    )  # fmt: skip
+
+
+def test_settings_of_searches_as_a_picture_and_a_page(tmp_path: Path) -> None:
+    qstar, kept, page = load("qstar"), tmp_path / "qstar.json", tmp_path / "page.md"
+    cube = {"solved": True, "cost": 23.0, "seconds": 9.0, "cpu_seconds": 3.0}
+    cells = {"12 qstar 10 0.4": [{**cube, "nodes_generated": 70}]}
+    config = {"actions": [12], "cubes": [1], "clock": "wall"}
+    result = {"machine": "a machine", "measured": "2031-02-03T00", "config": config, "cells": cells}
+    kept.write_text(json.dumps(result))
+    page.write_text("before <!-- benchmark:qstar --> old <!-- /benchmark:qstar --> after")
+    shown = qstar.Config(measure=False, json=kept, docs=page, figure=tmp_path / "qstar.png")
+    qstar.main(shown)
+    text = page.read_text()
+    assert text.startswith("before") and text.endswith("after") and "old" not in text
+    assert "| <= 24 | 9.00 s, 70 | - | - | - | - | - |" in text and "a machine; 2031-02-03." in text
+    assert (tmp_path / "qstar.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="needs the --json"):
+        qstar.main(dataclasses.replace(shown, json=None))
+
+
+def test_cubes_of_a_machine_become_a_row_and_go_on(tmp_path: Path) -> None:
+    module = load("cube_solver")
+    folder, page = tmp_path / "results", tmp_path / "page.md"
+    folder.mkdir()
+    (folder / "index.json").write_text("{}")
+    page.write_text("<!-- benchmark:cube_solver --><!-- /benchmark:cube_solver -->")
+    config = module.Config(
+        name="tiny", note="a test", random=3, seed=2, first=1, batch_size=64, device="cpu",
+        threads=1, clock="cpu", folder=folder, docs=page, figure=tmp_path / "cubes.png",
+    )  # fmt: skip
+    module.main(config)
+    first = json.loads((folder / "tiny.json").read_text())["cubes"]
+    module.main(dataclasses.replace(config, first=2))
+    cubes = json.loads((folder / "tiny.json").read_text())["cubes"]
+    assert len(cubes) == 2 and cubes[:1] == first
+    (row,) = module.table(module.results(folder)).rows
+    lengths = [cube["length_qtm"] for cube in cubes]
+    assert row[2] == "`--batch-size 64 --threads 1 --random 3 --seed 2`" and row[3] == "2 of 2"
+    assert row[4] == f"{sum(lengths) / 2:.2f} ({min(lengths)}-{max(lengths)})"
+    assert row[5].endswith("of processor") and row[1].endswith("; a test")
+    assert "`--batch-size 64" in page.read_text()
+    assert (tmp_path / "cubes.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="another machine or command"):
+        module.main(dataclasses.replace(config, seed=3))
+    (folder / "stray.json").write_text("{}")
+    with pytest.raises(UserError, match="stray"):
+        module.results(folder)
+
+
+def test_beside_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its side is stood in for: 100 states cost it 8 seconds, and its start 5."""
+    module = load("beside_deepxube")
+    asked = []
+
+    def stand_in(config: Any, task: dict[str, Any]) -> dict[str, Any]:
+        asked.append(task)
+        if task["what"] == "search":
+            run = {"nodes": 90, "seconds": 3.0, "cpu_seconds": 9.0}
+            return {"parameters": 321, "runs": [run]}
+        states = float(task["updates"][0] * task["batch_size"])
+        seconds = 5.0 + states * 0.08
+        return {"runs": [{"states": states, "seconds": seconds, "cpu_seconds": 2 * seconds}]}
+
+    monkeypatch.setattr(module, "peer", stand_in)
+    config = module.Config(
+        embedding_size=16, hidden_size=8, max_nodes=60, search_batch_sizes=(20,), batch_size=10,
+        walk_length=5, updates=2, repeats=2, json=tmp_path / "kept.json",
+    )  # fmt: skip
+    result = module.main(config)
+    theirs = result["runs"]["walk"]["theirs"][1]
+    assert theirs == {"count": 40.0, "wall": pytest.approx(3.2), "cpu": pytest.approx(6.4)}
+    assert [task.get("pathfind") for task in asked[:5]] == [
+        None,
+        *2 * ["sup_q"],
+        *2 * ["graph_q.1B_1.0W"],
+    ]
+    assert result["runs"]["bellman"]["ours"][0]["count"] == 40
+    (table,) = module.tables(json.loads((tmp_path / "kept.json").read_text())["beside_deepxube"])
+    assert [row[2] for row in table.rows] == ["10 (10-10)", "6 (6-6)", "6 (6-6)"]
+
+
+def test_another_package_that_is_not_there(tmp_path: Path) -> None:
+    module = load("beside_deepxube")
+    with pytest.raises(UserError, match="cannot be run"):
+        module.peer(module.Config(peer_python=tmp_path / "python"), {"what": "search"})
+    with pytest.raises(UserError, match="failed: ModuleNotFoundError: No module named 'deepxube'"):
+        module.peer(module.Config(peer_python=Path(sys.executable)), {"what": "search"})
 
 
 def test_alternately_takes_turns_in_both_orders() -> None:

@@ -88,6 +88,19 @@ def test_a_solved_cube_needs_no_moves(network: Path) -> None:
     assert solution["solved"] and solution["moves"] == "" and solution["length_qtm"] == 0
 
 
+@pytest.mark.parametrize(
+    ("actions", "preset", "width"),
+    [(12, "fast", 8_192), (12, "best", 262_144), (156, "fast", 8_192), (1884, "best", 65_536)],
+)
+def test_presets_begin_with_their_width(
+    tmp_path: Path, actions: int, preset: str, width: int
+) -> None:
+    save_file(weights(actions), tmp_path / "model.safetensors", card(actions))
+    settings = SolveSettings(preset=preset, perimeter=0)  # type: ignore[arg-type]
+    solution = CubeSolver(load_network(tmp_path), settings).solve(Cube3(12).goal)
+    assert solution.attempts == [f"q-beam width {width}"] and solution.solved
+
+
 def test_averaging_over_symmetries_gives_symmetric_answers(tmp_path: Path) -> None:
     save_file(weights(), tmp_path / "model.safetensors", card())
     loaded = load_network(tmp_path)
@@ -124,7 +137,7 @@ def test_files_hold_what_was_found(network: Path, tmp_path: Path) -> None:
     assert "<html" in (tmp_path / "out.html").read_text()
 
 
-def test_random_cubes_depend_on_the_seed_alone() -> None:
+def test_random_cubes_depend_on_the_seed_and_their_number() -> None:
     from classicrl.solve_cubes import cubes_of
 
     first = cubes_of(SolveConfig(random=3, seed=5))
@@ -132,6 +145,9 @@ def test_random_cubes_depend_on_the_seed_alone() -> None:
     other = cubes_of(SolveConfig(random=3, seed=6))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0]) and not torch.equal(first[0], first[1])
+    # How many are asked for is a seed of its own: benchmarks must not compare the beginnings.
+    more = cubes_of(SolveConfig(random=4, seed=5))
+    assert not torch.equal(first[0], more[0])
 
 
 def test_what_no_limit_allows_is_left_unsolved_with_exit_code_1(network: Path) -> None:

@@ -135,6 +135,16 @@ def test_a_peer_is_published_without_weights(tmp_path: Path) -> None:
     assert 2.5 < (high - low) / 2 / (2**0.5 * 2 / 5**0.5) < 2.8
 
 
+def test_what_was_lost_is_left_out_and_said(tmp_path: Path, run: Path) -> None:
+    root = tmp_path / "reference"
+    for file in ("config.json", "evaluations.csv"):
+        (run / file).unlink()
+    entry = publish(run, root, "pong", "command", variant="cpu", note="two files were lost")
+    assert set(entry.files) == {"metrics.csv", "summary.json"}
+    assert read_index(root / "index.json") == [entry] and entry.note == "two files were lost"
+    assert checked(entry, root, play=False).detail == "3 files as published; not played"
+
+
 def test_no_path_of_the_training_machine_is_published(tmp_path: Path, run: Path) -> None:
     root = tmp_path / "reference"
     publish(run, root, "pong")

@@ -47,6 +47,7 @@ def publish(
     machine: str | None = None,
     cheap: bool = False,
     replace: bool = False,
+    note: str = "",
 ) -> Entry:
     """Copies a finished run into the published results and enters it in their index.
 
@@ -63,6 +64,7 @@ def publish(
         machine: overrides what the run says; peers do not say it.
         cheap: whether quick checks shall replay it.
         replace: an entry of the same name is replaced.
+        note: what a reader must know beside it, such as a file that was lost.
 
     Raises:
         UserError: if the run is not finished, the model file is over 8 MiB, or the name or the
@@ -112,9 +114,10 @@ def publish(
     software = {**record.get("versions", {}), **summary.get("versions", {})}
     texts: dict[str, bytes] = {
         "metrics.csv": _table(_thinned(run.metrics, MAX_METRICS_ROWS)),
-        "evaluations.csv": _table(run.evaluations),
         "summary.json": _json_bytes(_without_paths({**summary, "variant": variant})),
     }
+    if run.evaluations:
+        texts["evaluations.csv"] = _table(run.evaluations)
     if record:
         texts["config.json"] = _json_bytes(_without_paths(record))
     try:
@@ -139,6 +142,7 @@ def publish(
             hours=float(summary["wall_seconds"]) / 3600,
             eval=_recorded(scores, run.seed),
             cheap=cheap,
+            note=note,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

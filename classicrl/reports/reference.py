@@ -77,6 +77,8 @@ class Entry:
     eval: RecordedEvaluation
     cheap: bool
     """Replayed in a minute or so on two cores: part of quick checks."""
+    note: str = ""
+    """What a reader must know beside it, such as a file that is missing."""
 
 
 class Verdict(NamedTuple):
@@ -141,6 +143,7 @@ def _entry(record: Any, where: str) -> Entry:
                 max_frames_per_episode=None if frames is None else int(frames),
             ),
             cheap=bool(record["cheap"]),
+            note=str(record.get("note", "")),
         )
     except KeyError as error:
         raise UserError(f"{where} lacks {error}") from error
@@ -162,6 +165,9 @@ def _pair(value: Any) -> tuple[float, float]:
 def write_index(path: Path, entries: Sequence[Entry]) -> None:
     ordered = sorted(entries, key=lambda entry: entry.path)
     records = [dataclasses.asdict(entry) for entry in ordered]
+    for record in records:
+        if not record["note"]:
+            del record["note"]
     write_atomic(path, (json.dumps(records, indent=2) + "\n").encode())
 
 

@@ -263,7 +263,9 @@ def _ledger(entries: Sequence[Entry], reference_root: Path) -> str:
         for e, h in zip(ordered, hours, strict=True)
     ]
     header = ("run", "steps", "steps/s", "hours", "machine", "commit")
-    commands = "\n".join(f"# {e.name}\n{e.command}" for e in ordered)
+    commands = "\n".join(
+        f"# {e.name}{f': {e.note}' if e.note else ''}\n{e.command}" for e in ordered
+    )
     shared = (
         "Seeds that were trained side by side in one process share its hours evenly.\n"
         if any(count > 1 for count in together)
