@@ -29,6 +29,8 @@ EXTRAS = {  # extra -> its distributions
     "mujoco": ("mujoco",),
     "plots": ("matplotlib",),
     "video": ("imageio", "imageio-ffmpeg"),
+    "sweep": ("ray",),
+    "slurm": ("submitit",),
     "bench": ("stable-baselines3", "opencv-python-headless"),
     "dev": ("pytest", "hypothesis", "pytest-timeout", "ruff", "mypy"),
 }
