@@ -1,6 +1,6 @@
 """Playing a policy without learning: scores over whole games, and a video of one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ from classicrl.errors import UserError
 Policy = Callable[[NDArray[Any]], NDArray[np.int64]]
 """Greedy actions: ``[N, *obs_shape]`` -> int64 ``[N]``."""
 
-_EVALUATION_SEED = 1_000_000  # far from the seeds that people train with
+EVALUATION_SEED = 1_000_000
+"""Added to the seeds of evaluations: far from those that people train with."""
 _VIDEO_SECONDS_PER_STEP = 4 / 60  # one step is 4 frames of a 60 Hz console
 
 
@@ -26,6 +27,7 @@ class Evaluation(NamedTuple):
     num_steps: list[int]
     epsilon: float
     max_frames_per_episode: int
+    smoothness: Mapping[str, float] = {}  # of continuous actions; never written to
 
     @property
     def mean_return(self) -> float:
@@ -45,6 +47,7 @@ class Evaluation(NamedTuple):
             "episodes": len(self.returns),
             "epsilon": self.epsilon,
             "max_frames_per_episode": self.max_frames_per_episode,
+            **self.smoothness,
         }
 
     def record(self) -> dict[str, Any]:
@@ -120,7 +123,7 @@ class AtariEvaluator:
         self.policy = policy
         self.env_id = env_id
         self.protocol = protocol
-        self.seed = seed + _EVALUATION_SEED
+        self.seed = seed + EVALUATION_SEED
         self.epsilon = evaluation_epsilon(protocol) if epsilon is None else epsilon
         self.num_threads = num_threads
         self.should_stop = should_stop
@@ -169,7 +172,7 @@ class AtariEvaluator:
             if count % 2 == 0:
                 screens.append(env.render())
         env.close()
-        _write_gif(path, screens, milliseconds=2 * _VIDEO_SECONDS_PER_STEP * 1000)
+        write_gif(path, screens, milliseconds=2 * _VIDEO_SECONDS_PER_STEP * 1000)
         return True
 
 
@@ -197,7 +200,7 @@ class GymEvaluator:
         self.policy = policy
         self.env_id = env_id
         self.protocol = protocol
-        self.seed = seed + _EVALUATION_SEED
+        self.seed = seed + EVALUATION_SEED
         self.epsilon = protocol.evaluation_epsilon if epsilon is None else epsilon
         self.should_stop = should_stop
 
@@ -229,7 +232,7 @@ class GymEvaluator:
             obs = step.obs
             pictures.append(_board_picture(obs[0]))
         env.close()
-        _write_gif(path, pictures, milliseconds=100)
+        write_gif(path, pictures, milliseconds=100)
         return True
 
     def _make(self, num_envs: int) -> GymVector:
@@ -272,7 +275,8 @@ def _play_first_games(
     return Evaluation(returns.tolist(), num_steps.tolist(), epsilon, max_frames_per_episode)
 
 
-def _write_gif(path: Path, screens: list[NDArray[np.uint8]], milliseconds: float) -> None:
+def write_gif(path: Path, screens: list[NDArray[np.uint8]], milliseconds: float) -> None:
+    """Pictures ``[height, width, 3]`` as an animation without end."""
     # One palette for all: consoles show few colours, and shared ones pack far better.
     first = Image.fromarray(np.concatenate(screens[:: max(1, len(screens) // 8)])).quantize(128)
     pictures = [
