@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / "classicrl").rglob("*.py"))
 LAYERS = [
     {"errors", "types"},
     {"returns", "losses", "taylor", "schedules", "checkpoint", "console", "command_line"},
-    {"loggers", "replay", "envs", "networks", "search"},
+    {"loggers", "replay", "envs", "networks", "search", "smoothness"},
     {"algorithms", "domains", "experiment", "evaluation", "machine", "parameters"},
     {"views"},
 ]

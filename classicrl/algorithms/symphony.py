@@ -130,8 +130,8 @@ class SymphonyLearner:
                 if isinstance(module, GradDropout):
                     module.generator = self.generator
         self._head_weights = losses.head_weights(critics.num_heads).float().to(self.device)
-        self._online = list(critics.parameters())
-        self._averaged = list(self.target.parameters())
+        self._online: list[Tensor] = list(critics.parameters())
+        self._averaged: list[Tensor] = list(self.target.parameters())
 
     # -- acting --------------------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ class CudaGraphUpdates:
             return {name: value.clone() for name, value in self._metrics.items()}
         # The first calls warm up what the libraries allocate lazily, on a stream of their own as
         # a capture asks for; they are ordinary updates.
-        side = torch.cuda.Stream(self._learner.device)
+        side = torch.cuda.Stream(self._learner.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._learner.device))
         with torch.cuda.stream(side):
             metrics = self._update()

@@ -125,14 +125,12 @@ class ContinuousVector:
     @property
     def centre(self) -> NDArray[np.float32]:
         """Middle of the range of actions, ``[A]``."""
-        middle: NDArray[np.float32] = (self.low + self.high) / 2
-        return middle
+        return np.asarray((self.low + self.high) / 2, dtype=np.float32)
 
     @property
     def half_range(self) -> NDArray[np.float32]:
         """Half the width of the range of actions, ``[A]``."""
-        half: NDArray[np.float32] = (self.high - self.low) / 2
-        return half
+        return np.asarray((self.high - self.low) / 2, dtype=np.float32)
 
     def reset(self) -> NDArray[np.float32]:
         """Begins a new episode everywhere; the first observations, ``[N, S]``."""

@@ -266,7 +266,7 @@ class SymphonyCritics(nn.Module):
     def forward(self, obs_action: Tensor) -> Tensor:
         """All heads: ``[B, S + A] -> [3, B, n_q]``."""
         if self.obs_norm is not None:
-            obs, action = obs_action.split([self.obs_size, obs_action.shape[-1] - self.obs_size], 1)
+            obs, action = obs_action[:, : self.obs_size], obs_action[:, self.obs_size :]
             obs_action = torch.cat([self.obs_norm(obs), action], dim=1)
         heads: Tensor = self.block(obs_action)
         return heads
@@ -280,7 +280,7 @@ class SymphonyCritics(nn.Module):
         if self.obs_norm is not None:
             obs = self.obs_norm(obs)
         first = self.block.first
-        of_obs, of_action = first.weight.split([self.obs_size, action.shape[-1]], dim=1)
+        of_obs, of_action = first.weight[:, : self.obs_size], first.weight[:, self.obs_size :]
         z = functional.linear(obs, of_obs, first.bias) + functional.linear(action, of_action)
         heads = self.block.after_first(z)
         return heads.transpose(0, 1).flatten(1)

@@ -35,7 +35,8 @@ def age_weight(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def age_probs(num_stored: int) -> NDArray[np.float64]:
     """Probabilities of the ranks 0 (oldest) .. n - 1 (newest), float64 ``[n]``."""
     weight = age_weight(np.arange(num_stored) / num_stored)
-    return weight / weight.sum()
+    probs: NDArray[np.float64] = weight / weight.sum()
+    return probs
 
 
 class FadingSampler:
@@ -83,7 +84,7 @@ class FadingReplay:
             with an empty warm-up, and keeps its reward scale.
 
     Raises:
-        UserError: for sizes that are not positive.
+        UserError: for sizes that are not positive, or a ring of one slot.
     """
 
     def __init__(
@@ -99,9 +100,10 @@ class FadingReplay:
         seed: int = 0,
         save_rows: bool = True,
     ) -> None:
-        if min(warmup_steps, replication) < 1:
+        if min(warmup_steps, replication) < 1 or warmup_steps * replication < 2:
             raise UserError(
-                f"a replay of {replication} times {warmup_steps} steps: both must be positive"
+                f"a replay of {replication} times {warmup_steps} steps: both must be positive, and "
+                "there must be 2 steps or more, for the oldest is never drawn"
             )
         self.obs_size = obs_size
         self.action_size = action_size
