@@ -260,7 +260,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     scale = envs.half_range
     if config.action_scale is not None:
         scale = np.full(A, config.action_scale, dtype=np.float32)
-    generator = torch.Generator().manual_seed(config.seed)
+    # Streams of their own for the first weights, for the noise, and for draws from the replay.
+    words = np.random.SeedSequence(config.seed).generate_state(3)
+    init_seed, noise_seed, replay_seed = map(int, words)
+    generator = torch.Generator().manual_seed(init_seed)
     actor = SymphonyActor(
         S,
         A,
@@ -289,7 +292,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         noise_std=config.noise_std,
         ema_decay=config.ema_decay,
         advantage_floor=config.advantage_floor,
-        seed=2 * config.seed,
+        seed=noise_seed,
     )
     replay = FadingReplay(
         S,
@@ -299,7 +302,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         gamma=config.gamma,
         terminal_keep=config.terminal_keep,
         device=device,
-        seed=config.seed,
+        seed=replay_seed,
         save_rows=config.checkpoint_replay == "full",
     )
     graph = None

@@ -120,11 +120,11 @@ class SmoothnessMeter:
         for i in map(int, np.flatnonzero(ended)):
             if among[i]:
                 self._episodes += 1
-                self._episode_energy += self._energy[i]
-                walked = abs(position[i] - self._start[i])
+                self._episode_energy += float(self._energy[i])
+                walked = float(abs(position[i] - self._start[i]))
                 if math.isfinite(walked):
                     self._distance += walked
-                    self._distance_energy += self._energy[i]
+                    self._distance_energy += float(self._energy[i])
             self._energy[i] = 0.0
             self._start[i] = np.nan
             self._previous[:, i] = np.nan

@@ -15,6 +15,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,8 +124,9 @@ class SymphonyLearner:
         self.device = self.parameters[0].device
         self.action_size = actor.centre.numel()
         self.value_ema = torch.zeros((), device=self.device)
-        self.acting_generator = torch.Generator(self.device).manual_seed(seed)
-        self.generator = torch.Generator(self.device).manual_seed(seed + 1)
+        acting, updating = map(int, np.random.SeedSequence(seed).generate_state(2))
+        self.acting_generator = torch.Generator(self.device).manual_seed(acting)
+        self.generator = torch.Generator(self.device).manual_seed(updating)
         for network in (actor, critics, self.target):
             for module in network.modules():
                 if isinstance(module, GradDropout):

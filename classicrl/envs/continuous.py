@@ -6,6 +6,7 @@ is followed by a new one in the same step, and its true last observation is hand
 limit can be bootstrapped through. MuJoCo simulations are saved and go on exactly.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -202,7 +203,9 @@ class ContinuousVector:
             UserError: if nothing can be drawn on this machine.
         """
         try:
-            frame: Any = self._envs[index].render()
+            with warnings.catch_warnings():  # of the ways to draw that were tried in vain
+                warnings.simplefilter("ignore")
+                frame: Any = self._envs[index].render()
         # Whatever graphics drivers, GL libraries and gymnasium raise between them.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
