@@ -206,6 +206,7 @@ def main(config: Config) -> None:
     import replay
     import search_rate
     import seeds_together
+    import symphony
     import update_profile
     import value_family
 
@@ -222,6 +223,7 @@ def main(config: Config) -> None:
         value_family,
         seeds_together,
         search_rate,
+        symphony,
     ):
         name = benchmark.__name__
         blocks = [

@@ -37,7 +37,7 @@ _OWN_FILES = (
     "model.safetensors",
 )
 _OWN_DIRECTORIES = ("checkpoints", "tensorboard")
-_VERSIONED = ("classicrl", "torch", "numpy", "gymnasium", "ale-py", "minatar")
+_VERSIONED = ("classicrl", "torch", "numpy", "gymnasium", "ale-py", "minatar", "mujoco")
 
 
 class Run:
