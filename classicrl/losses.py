@@ -178,7 +178,7 @@ def soft_truncated_q(heads: Tensor, weights: Tensor) -> Tensor:
     """
     values = heads.detach()
     if values.device.type == "cpu":
-        # NumPy's takes 2 ms where torch's takes 65 (384 rows of 384 on one core).
+        # NumPy's sort takes a quarter of the time of torch's.
         order = torch.from_numpy(values.numpy().argsort(axis=-1))
     else:
         order = values.argsort(dim=-1)
