@@ -226,12 +226,11 @@ def make_gym(
         near = difflib.get_close_matches(env_id, known, n=3)
         hint = f": did you mean {', '.join(near)}?" if near else ""
         raise UserError(f"gymnasium knows no environment {env_id!r}{hint}")
+    # Not every environment knows the argument.
+    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
         return gymnasium.make(
-            env_id,
-            max_episode_steps=max_episode_steps,
-            disable_env_checker=True,
-            render_mode=render_mode,
+            env_id, max_episode_steps=max_episode_steps, disable_env_checker=True, **rendering
         )
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         raise UserError(f"{env_id} needs a package that is not installed: {error}") from error
