@@ -6,6 +6,7 @@ is followed by a new one in the same step, and its true last observation is hand
 limit can be bootstrapped through. MuJoCo simulations are saved and go on exactly.
 """
 
+import os
 import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -89,6 +90,9 @@ class ContinuousVector:
             seeds = [int(word >> 1) for word in words]
         if len(seeds) != num_envs:
             raise ValueError(f"{len(seeds)} seeds for {num_envs} environments")
+        if render_mode is not None and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+            # Gymnasium would try a window first, and take it without one.
+            os.environ.setdefault("MUJOCO_GL", "egl")
         self.env_id = env_id
         self.num_envs = num_envs
         self._seeds = seeds
