@@ -208,6 +208,7 @@ def main(config: Config) -> None:
     import replay
     import search_rate
     import seeds_together
+    import symphony
     import update_profile
     import value_family
 
@@ -226,6 +227,7 @@ def main(config: Config) -> None:
         ppo_rnd_atari,
         search_rate,
         beside_deepxube,
+        symphony,
     ):
         name = benchmark.__name__
         blocks = [

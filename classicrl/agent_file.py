@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from classicrl.algorithms.ppo import SampledPolicy
 from classicrl.checkpoint import load_model
+from classicrl.control_evaluation import ControlEvaluator, ControlPolicy
 from classicrl.envs.atari import PROTOCOLS, AtariProtocol, AtariSingle
+from classicrl.envs.continuous import CONTROL_PROTOCOLS, ContinuousVector, ControlProtocol
 from classicrl.envs.gym_vector import GYM_PROTOCOLS, GymProtocol, GymVector
 from classicrl.errors import UserError
-from classicrl.evaluation import AtariEvaluator, GymEvaluator, Policy
+from classicrl.evaluation import AtariEvaluator, GymEvaluator
 from classicrl.networks.actor_critic import (
     ActorCritic,
     PolicyName,
@@ -30,12 +32,14 @@ from classicrl.networks.q_network import (
     minatar_q_network,
     vector_q_network,
 )
+from classicrl.networks.symphony import SymphonyActor
 
 MODEL_FILE = "model.safetensors"
 GymTorsoName = Literal["minatar", "vector"]
+ControlTorsoName = Literal["symphony"]
 ACTOR_CRITIC = "actor-critic"  # the head of agents that draw their actions
 
-Network = QNetwork | ActorCritic | RecurrentActorCritic
+Network = QNetwork | ActorCritic | RecurrentActorCritic | SymphonyActor
 
 
 class AgentCard(NamedTuple):
@@ -43,7 +47,7 @@ class AgentCard(NamedTuple):
 
     agent: str
     env_id: str
-    protocol: AtariProtocol | GymProtocol
+    protocol: AtariProtocol | GymProtocol | ControlProtocol
     torso: str
     head: str
     step: int  # agent decisions that it was trained for
@@ -57,7 +61,7 @@ class AgentCard(NamedTuple):
 class Agent(NamedTuple):
     """A trained agent, ready to play."""
 
-    policy: Policy
+    policy: Callable[[NDArray[Any]], NDArray[Any]]  # observations -> actions
     network: Network
     card: AgentCard
 
@@ -87,7 +91,7 @@ def load_agent(path: Path, device: torch.device | str = "cpu") -> Agent:
         raise UserError(f"{path} does not exist: name a run directory or a model file")
     tensors, metadata = load_model(path)
     card = _card(path, metadata)
-    network, num_actions = _network_of(card)
+    network, num_actions = _network_of(card, tensors)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for name in sorted(expected.keys() | tensors.keys()):
         found = tuple(tensors[name].shape) if name in tensors else None
@@ -104,6 +108,8 @@ def load_agent(path: Path, device: torch.device | str = "cpu") -> Agent:
     if isinstance(card.protocol, AtariProtocol):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.eval()
+    if isinstance(network, SymphonyActor):
+        return Agent(_control_policy(network), network, card)
     if not isinstance(network, QNetwork):
         return Agent(SampledPolicy(network), network, card)
 
@@ -125,7 +131,7 @@ def evaluator_of(
     max_frames: int | None = None,
     num_threads: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
-) -> AtariEvaluator | GymEvaluator:
+) -> AtariEvaluator | GymEvaluator | ControlEvaluator:
     """What plays games with an agent.
 
     Args:
@@ -137,6 +143,12 @@ def evaluator_of(
         should_stop: asked at every step; what is under way is then given up.
     """
     env_id, protocol = agent.card.env_id, agent.card.protocol
+    if isinstance(protocol, ControlProtocol):
+        if epsilon:
+            raise UserError(f"--epsilon {epsilon}: {env_id} takes no discrete actions")
+        if max_frames is not None:
+            protocol = dataclasses.replace(protocol, max_episode_steps=max_frames)
+        return ControlEvaluator(agent.policy, env_id, protocol, seed=seed, should_stop=should_stop)
     if isinstance(protocol, GymProtocol):
         if max_frames is not None:
             protocol = dataclasses.replace(protocol, max_episode_steps=max_frames)
@@ -156,12 +168,29 @@ def evaluator_of(
     )
 
 
-def _network_of(card: AgentCard) -> tuple[Network, int]:
-    """The network that a card names, and its number of actions.
+def _control_policy(actor: SymphonyActor) -> ControlPolicy:
+    @torch.inference_mode()
+    def policy(obs: NDArray[Any]) -> NDArray[np.float32]:
+        seen = torch.from_numpy(obs).to(actor.centre.device)
+        return actor.env_action(actor(seen).action).cpu().numpy()
+
+    return policy
+
+
+def _network_of(card: AgentCard, tensors: dict[str, torch.Tensor]) -> tuple[Network, int]:
+    """The network that a card names, and its number of actions (or of their dimensions).
 
     Building the game is the one way to learn that number, and that the game is installed.
     """
     head: Any = card.head
+    if isinstance(card.protocol, ControlProtocol):
+        controlled = ContinuousVector(card.env_id, 1, seeds=0)
+        size = controlled.action_size
+        second = tensors.get("block.second.weight", torch.empty(1))  # if not there, it is refused
+        actor = SymphonyActor(
+            controlled.obs_size, size, len(second), obs_norm="obs_norm.mean" in tensors
+        )
+        return actor, size
     if isinstance(card.protocol, AtariProtocol):
         num_actions = AtariSingle(card.env_id, protocol=card.protocol, seed=0).num_actions
         if card.head == ACTOR_CRITIC:
@@ -181,17 +210,22 @@ def _card(path: Path, metadata: dict[str, str]) -> AgentCard:
             f"{path} was not written by an agent of classicrl that can be evaluated: its metadata "
             f"lacks {', '.join(missing)}"
         )
-    protocols: dict[str, AtariProtocol | GymProtocol] = {**PROTOCOLS, **GYM_PROTOCOLS}
-    if metadata["protocol"] not in PROTOCOLS:
+    protocols: dict[str, AtariProtocol | GymProtocol | ControlProtocol] = {
+        **PROTOCOLS,
+        **GYM_PROTOCOLS,
+        **CONTROL_PROTOCOLS,
+    }
+    torsos, heads = get_args(TorsoName), (*get_args(HeadName), ACTOR_CRITIC)
+    if metadata["protocol"] in CONTROL_PROTOCOLS:
+        torsos, heads = get_args(ControlTorsoName), ("actor",)
+    elif metadata["protocol"] not in PROTOCOLS:
         torsos = get_args(GymTorsoName)
     elif metadata["head"] == ACTOR_CRITIC:
         torsos = get_args(PolicyName)
-    else:
-        torsos = get_args(TorsoName)
     choices = {
         "protocol": tuple(protocols),
         "torso": torsos,
-        "head": (*get_args(HeadName), ACTOR_CRITIC),
+        "head": heads,
     }
     for field, known in choices.items():
         if metadata[field] not in known:

@@ -1,6 +1,6 @@
 """Playing a policy without learning: scores over whole games, and a video of one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -45,6 +45,7 @@ class Evaluation(NamedTuple):
     num_steps: list[int]
     epsilon: float
     max_frames_per_episode: int
+    smoothness: Mapping[str, float] = {}  # of continuous actions; never written to
 
     @property
     def mean_return(self) -> float:
@@ -64,6 +65,7 @@ class Evaluation(NamedTuple):
             "episodes": len(self.returns),
             "epsilon": self.epsilon,
             "max_frames_per_episode": self.max_frames_per_episode,
+            **self.smoothness,
         }
 
     def record(self) -> dict[str, Any]:

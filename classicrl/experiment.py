@@ -44,7 +44,7 @@ _OWN_FILES = (
     "model.safetensors",
 )
 _OWN_DIRECTORIES = ("checkpoints", "tensorboard", "ranks")
-_VERSIONED = ("classicrl", "torch", "numpy", "gymnasium", "ale-py", "minatar")
+_VERSIONED = ("classicrl", "torch", "numpy", "gymnasium", "ale-py", "minatar", "mujoco")
 
 
 class Run:

@@ -234,14 +234,16 @@ class Episode(NamedTuple):
 
 
 class EpisodeStatistics:
-    """Undiscounted returns of whole episodes, from the rewards of N environments.
+    """Returns of whole episodes, from the rewards of N environments.
 
     Args:
         num_envs: N.
         window_episodes: how many of the last episodes :meth:`recent_mean` averages.
+        gamma: discount per step from the episode's first on; 1 for none.
     """
 
-    def __init__(self, num_envs: int, window_episodes: int = 20) -> None:
+    def __init__(self, num_envs: int, window_episodes: int = 20, gamma: float = 1.0) -> None:
+        self._gamma = gamma
         self._return = np.zeros(num_envs)
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._recent: deque[float] = deque(maxlen=window_episodes)
@@ -250,7 +252,7 @@ class EpisodeStatistics:
 
     def add(self, reward: NDArray[Any], ended: NDArray[np.bool_]) -> list[Episode]:
         """One step, both ``[N]``; the episodes that ended with it, in environment order."""
-        self._return += reward
+        self._return += self._gamma**self._steps * reward
         self._steps += 1
         if not ended.any():
             return []
@@ -264,6 +266,11 @@ class EpisodeStatistics:
         self.best_return = max(self.best_return, *(e.episodic_return for e in finished))
         self.num_episodes += len(finished)
         return finished
+
+    @property
+    def num_steps(self) -> NDArray[np.int64]:
+        """Steps of the running episodes so far, ``[N]``."""
+        return self._steps.copy()
 
     def recent_mean(self) -> float:
         """Mean return of the last episodes; NaN before the first has ended."""

@@ -4,6 +4,8 @@ B is the batch, A the number of actions. Losses are means over the last axis, th
 axes, if there are any, are networks side by side, each with a loss of its own.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -126,6 +128,89 @@ def distillation_error(predicted: Tensor, target: Tensor) -> Tensor:
     """
     _same_shape(predicted, target)
     return (predicted - target).square().mean(dim=-1)
+
+
+# -- Symphony (arXiv 2512.10477); docs/symphony.md has the provenance of each name -----------------
+
+
+def smooth_huber(error: Tensor) -> Tensor:
+    """``H(x) = x tanh(x/2)``, elementwise: near ``x^2 / 2`` for small ``x``, ``|x|`` for large.
+
+    The regression loss of Symphony's critics ("Rectified Huber Symmetric Error").
+    """
+    return error * torch.tanh(0.5 * error)
+
+
+def signed_smooth_huber(x: Tensor) -> Tensor:
+    """``J(x) = |x| tanh(x/2)``, elementwise: odd, with the size of :func:`smooth_huber`.
+
+    What Symphony's actor makes large ("Rectified Huber Asymmetric Error").
+    """
+    return x.abs() * torch.tanh(0.5 * x)
+
+
+def value_baseline(next_value: Tensor, value_ema: Tensor, ema_decay: float) -> Tensor:
+    """``base = a V + (1 - a) sg(Q')``: ``[B]`` and the running mean V, a scalar -> ``[B]``.
+
+    The mean of the result is the next V. No gradient flows into it.
+    """
+    return ema_decay * value_ema + (1.0 - ema_decay) * next_value.detach()
+
+
+def normalized_advantage(next_value: Tensor, baseline: Tensor, floor: float = 1e-3) -> Tensor:
+    """``(Q' - base) / max(|base|, floor)``: two ``[B]`` -> ``[B]``; the gradient is Q' 's alone.
+
+    Symphony's temporal advantage. Its authors have no floor: where values are near zero the
+    quotient then grows without bound.
+    """
+    _same_shape(next_value, baseline)
+    baseline = baseline.detach()
+    return (next_value - baseline) / baseline.abs().clamp_min(floor)
+
+
+def action_scale_regularizer(gain: Tensor, temperature: Tensor) -> Tensor:
+    """``mean[ O(s^(1/sg b)) + b w(s) + O(b^2) ]`` over all elements -> scalar.
+
+    Here ``O(x) = ln((1+x)/(1-x))`` and ``w(x) = x ln x``.
+
+    Symphony's "Swaddling" regularisation: by itself it leads to s = 0.3639, b = 0.0920. The
+    temperature b is detached in the first term only.
+
+    Args:
+        gain: s, in (0, 1).
+        temperature: b, in (0, 1), of the same shape.
+    """
+    _same_shape(gain, temperature)
+    sharpened = gain.pow(temperature.detach().reciprocal())
+    # O(x) = 2 artanh(x)
+    terms = 2.0 * (torch.atanh(sharpened) + torch.atanh(temperature.square()))
+    return (terms + temperature * gain * gain.log()).mean()
+
+
+def head_weights(num_heads: int) -> Tensor:
+    """``w_k / sum w`` with ``w_k = tanh((pi (1 - k/n))^e)``, k = 0 .. n - 1: float64 ``[n]``.
+
+    Flat over the lower half, then falling: a soft drop of the highest quarter.
+    """
+    k = torch.arange(num_heads, dtype=torch.float64)
+    weights = torch.tanh((math.pi * (1.0 - k / num_heads)) ** math.e)
+    return weights / weights.sum()
+
+
+def soft_truncated_q(heads: Tensor, weights: Tensor) -> Tensor:
+    """Heads, sorted ascending, times :func:`head_weights`: ``[B, n]``, ``[n]`` -> ``[B]``.
+
+    The gradient of a head is the weight of its rank, so only the order is needed, not a sort that
+    can be differentiated.
+    """
+    values = heads.detach()
+    if values.device.type == "cpu":
+        # NumPy's sort takes a quarter of the time of torch's.
+        order = torch.from_numpy(values.numpy().argsort(axis=-1))
+    else:
+        order = values.argsort(dim=-1)
+    by_head = torch.empty_like(values).scatter_(-1, order, weights.expand_as(values))
+    return (heads * by_head).sum(dim=-1)
 
 
 def _same_shape(*tensors: Tensor) -> None:

@@ -21,6 +21,19 @@ class Transition(NamedTuple):
     next_obs: Tensor  # [B, *obs_shape], observation k steps later
 
 
+class ControlBatch(NamedTuple):
+    """A batch of one-step transitions of continuous control, B of them.
+
+    S is the size of an observation, A of an action. Observation and action lie side by side, as a
+    critic takes them.
+    """
+
+    obs_action: Tensor  # [B, S + A] float32, the action in (-1, 1)
+    next_obs: Tensor  # [B, S] float32
+    reward: Tensor  # [B] float32, scaled
+    discount: Tensor  # [B] float32, gamma; 0 iff terminated
+
+
 class Sampler(Protocol):
     """Which stored rows to draw, as a function of their age alone."""
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"distributed"},
     {"returns", "losses", "moments", "taylor", "schedules"}
     | {"checkpoint", "console", "command_line"},
-    {"loggers", "replay", "envs", "networks", "search"},
+    {"loggers", "replay", "envs", "networks", "search", "smoothness"},
     {"algorithms", "domains", "experiment", "evaluation", "machine", "parameters"},
     {"views"},
 ]

@@ -32,7 +32,9 @@ MODULES = (
     "replay",
     "rnd_small",
     "search_rate",
+    "sb3_continuous",
     "seeds_together",
+    "symphony",
     "update_profile",
     "value_family",
     "sb3_dqn_atari",
@@ -572,3 +574,103 @@ def test_the_table_of_small_environments_by_hand() -> None:
         "ChainLock40, PPO + RND", "150,000", "2 of 3", "60,000 (50,000-70,000)", "0.50"
     )  # fmt: skip
     assert rows[1] == ("ChainLock40, PPO", "150,000", "0 of 1", "-", "0.00")
+
+
+def test_symphony_compares_the_same_equations(tmp_path: Path) -> None:
+    symphony, report = load("symphony"), load("report")
+    config = symphony.Config(
+        sizes=("ed",),
+        obs_size=5,
+        action_size=3,
+        capacity=100,
+        device="cpu",
+        threads=1,
+        repeats=2,
+        steps=2,
+        warmup_steps=1,
+        json=tmp_path / "machine.json",
+    )
+    result = symphony.main(config)
+    (row,) = result["rows"]
+    counts = {side["num_parameters"] for side in row["sides"].values()}
+    assert len(counts) == 1 and len(row["sides"]) == 2
+    assert row["floor_seconds"]["best"] <= row["floor_seconds"]["blas"]
+    assert {draw["writes"] > draw["capacity"] for draw in result["draws"]} == {False, True}
+    assert len(report.read_json(tmp_path / "machine.json")["symphony"]["rows"]) == 1
+
+
+def test_symphony_s_plain_side_makes_the_same_update() -> None:
+    symphony = load("symphony")
+    config = symphony.Config(obs_size=5, action_size=3, capacity=100, device="cpu")
+    size, device = symphony.Size(8, 4, 6, 1, 100), torch.device("cpu")
+    ours, plain = (side(config, size, 100, device) for side in (symphony.ClassicRL, symphony.Plain))
+    with torch.no_grad():  # the same weights on both sides
+        for source, block, k in [
+            (ours.learner.actor.block, plain.actor, None),
+            *((ours.learner.critics.block, critic, k) for k, critic in enumerate(plain.critics)),
+        ]:
+            h = 8
+            rows = slice(None) if k is None else slice(k * h, (k + 1) * h)
+            pick = (lambda x: x) if k is None else (lambda x, k=k: x[k])
+            for layer, values in (
+                (block[0], (source.first.weight[rows], source.first.bias[rows])),
+                (block[2], (pick(source.second.weight), pick(source.second.bias))),
+                (block[4], (pick(source.third.weight), pick(source.third.bias))),
+            ):
+                layer.weight.copy_(values[0])
+                layer.bias.copy_(values[1])
+            block[3].gate_logit.copy_(pick(source.activation.gate_logit).flatten())
+        plain.target.load_state_dict(plain.critics.state_dict())
+    batch = ours.batch
+    noise = torch.randn(6, 3, generator=torch.Generator().manual_seed(4))
+    ours.learner._noise = lambda count, generator: (symphony.NOISE_STD * noise).clamp(-1, 1)
+    original, torch.randn_like = torch.randn_like, lambda like: noise
+    try:
+        plain.update_on(
+            (
+                batch.obs_action[:, :5],
+                batch.obs_action[:, 5:],
+                batch.reward[:, None],
+                batch.next_obs,
+                batch.discount[:, None],
+            )
+        )
+    finally:
+        torch.randn_like = original
+    ours.learner.update(batch)
+    torch.testing.assert_close(ours.learner.value_ema, plain.value_ema)
+    for mine, theirs in (
+        (ours.learner.actor.block.second.weight, plain.actor[2].weight),
+        (ours.learner.critics.block.second.weight[1], plain.critics[1][2].weight),
+        (ours.learner.target.block.third.weight[2], plain.target[2][4].weight),
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["sac", "td3", "crossq"])
+def test_continuous_peers_write_what_our_agents_write(tmp_path: Path, algorithm: str) -> None:
+    pytest.importorskip("stable_baselines3")
+    pytest.importorskip("sb3_contrib")
+    pytest.importorskip("mujoco")
+    from classicrl.reports.records import read_run
+
+    peer = load("sb3_continuous")
+    config = peer.Config(
+        run_dir=tmp_path / "run",
+        algorithm=algorithm,
+        total_steps=160,
+        hidden=16,
+        log_period_steps=40,
+        evaluation_period_steps=80,
+        evaluation_episodes=1,
+        final_evaluation_episodes=2,
+    )
+    summary = peer.main(config)
+    run = read_run(tmp_path / "run")
+    assert run.agent == f"sb3-{algorithm}" and run.protocol == "control"
+    assert run.evaluations["step"].tolist() == [80, 160]
+    assert len(run.metrics["smoothness/action_rate"]) == 4
+    assert summary["eval"]["action_jerk"] > 0
+    with pytest.raises(UserError, match="not empty"):
+        peer.main(config)

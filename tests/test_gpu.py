@@ -2,12 +2,16 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 from classicrl.algorithms.dqn import DQNLearner
+from classicrl.algorithms.symphony import CudaGraphUpdates, SymphonyLearner
 from classicrl.networks import atari_q_network
-from classicrl.types import Transition
+from classicrl.networks.symphony import SymphonyActor, SymphonyCritics, init_symphony_
+from classicrl.replay.fading import FadingReplay
+from classicrl.types import ControlBatch, Transition
 
 pytestmark = [
     pytest.mark.gpu,
@@ -125,3 +129,74 @@ def test_the_script_of_ppo_with_rnd_trains_and_resumes(tmp_path) -> None:  # typ
     }
     assert script.main(script.Config(total_steps=256, **settings))["device"] == "cuda"
     assert script.main(script.Config(total_steps=512, **settings))["total_steps"] == 512
+
+
+# -- Symphony --------------------------------------------------------------------------------------
+
+
+def symphony_parts(device: str, hidden: int = 32) -> tuple[SymphonyLearner, FadingReplay]:
+    actor, critics = SymphonyActor(5, 3, hidden), SymphonyCritics(5, 3, hidden, 8)
+    generator = torch.Generator().manual_seed(0)
+    for network in (actor, critics):
+        init_symphony_(network, generator)
+    learner = SymphonyLearner(actor.to(device), critics.to(device), learning_rate=1e-3, seed=1)
+    replay = FadingReplay(5, 3, warmup_steps=20, replication=4, device=device, seed=2)
+    rng = np.random.default_rng(0)
+    for number in range(50):
+        replay.add(
+            rng.normal(size=(1, 5)),
+            rng.uniform(-1, 1, (1, 3)),
+            rng.normal(size=1),
+            rng.random(1) < 0.1,
+            rng.normal(size=(1, 5)),
+        )
+        if number == 19:
+            replay.finish_warmup()
+    return learner, replay
+
+
+def test_symphony_s_update_is_that_of_the_cpu() -> None:
+    terms = {}
+    for device in ("cpu", "cuda"):
+        learner, replay = symphony_parts(device)
+        rows = replay.rows_of_ranks(torch.arange(80, device=device))
+        stored = replay._rows[rows.long()]
+        batch = ControlBatch(stored[:, :8], stored[:, 8:13], stored[:, -2], stored[:, -1])
+        noise = torch.zeros(80, 3, device=device)
+        learner._noise = lambda count, generator, noise=noise: noise  # type: ignore[method-assign]
+        for _ in range(5):
+            metrics = learner.update(batch)
+        terms[device] = torch.stack([value.cpu() for value in metrics.values()])
+    torch.testing.assert_close(terms["cpu"], terms["cuda"], rtol=1e-3, atol=1e-4)
+
+
+def test_symphony_s_updates_as_a_graph_are_the_eager_ones() -> None:
+    learner, replay = symphony_parts("cuda")
+    other, other_replay = symphony_parts("cuda")
+    graph = CudaGraphUpdates(
+        learner, replay.sample, [replay.generator], batch_size=16, num_updates=2
+    )
+    transition = (np.ones((1, 5)), np.ones((1, 3)), np.ones(1), np.zeros(1, bool), np.ones((1, 5)))
+    for _ in range(8):  # 3 of them eager, then replays of the graph
+        for one in (replay, other_replay):  # the ring moves on between them
+            one.add(*transition)
+        captured, eager = graph(), other.update(other_replay.sample(32), 2)
+        for name, values in eager.items():
+            torch.testing.assert_close(captured[name], values, rtol=1e-3, atol=1e-4)
+    assert graph._graph is not None
+    for mine, theirs in zip(learner.parameters, other.parameters, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_symphony_s_replay_draws_on_the_gpu_as_on_the_cpu() -> None:
+    on_cpu, on_gpu = (symphony_parts(device)[1] for device in ("cpu", "cuda"))
+    ranks = torch.arange(80)
+    mine, theirs = on_cpu.rows_of_ranks(ranks), on_gpu.rows_of_ranks(ranks.cuda()).cpu()
+    assert torch.equal(mine, theirs)
+    state = on_gpu.state_dict()
+    on_gpu.sample(7)
+    other = FadingReplay(5, 3, warmup_steps=20, replication=4, device="cuda")
+    other.load_state_dict(state)
+    on_gpu.load_state_dict(state)
+    for a, b in zip(other.sample(9), on_gpu.sample(9), strict=True):
+        assert torch.equal(a, b)

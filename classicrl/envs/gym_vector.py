@@ -94,7 +94,7 @@ class GymVector:
         self._seeds = seeds
         self._starts = 0
         self._stepping = Stepping(env_id, seeds)
-        self._envs = [_make(env_id, max_episode_steps) for _ in range(num_envs)]
+        self._envs = [make_gym(env_id, max_episode_steps) for _ in range(num_envs)]
         observation, action = self._envs[0].observation_space, self._envs[0].action_space
         if not isinstance(action, gymnasium.spaces.Discrete) or action.start != 0:
             raise UserError(f"{env_id} takes {action}; only discrete actions from 0 are supported")
@@ -226,7 +226,7 @@ class GymVector:
             "starts": self._starts,
             "steps": self._stepping.steps,
             "obs": self._obs.copy(),
-            "envs": [_state_of(env) for env in self._envs] if self._started else [],
+            "envs": [plain_state_of(env) for env in self._envs] if self._started else [],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -250,13 +250,20 @@ class GymVector:
         if not state["envs"] or any(saved is None for saved in state["envs"]):
             return
         for env, saved in zip(self._envs, state["envs"], strict=True):
-            _restore(env, saved)
+            restore_plain_state(env, saved)
         self._starts = int(state["starts"])
         self._obs[:] = state["obs"]
         self.resumed_exactly = True
 
 
-def _make(env_id: str, max_episode_steps: int | None) -> gymnasium.Env[Any, Any]:
+def make_gym(
+    env_id: str, max_episode_steps: int | None, render_mode: str | None = None
+) -> gymnasium.Env[Any, Any]:
+    """An environment of gymnasium, or of MinAtar.
+
+    Raises:
+        UserError: for an unknown environment or a missing package.
+    """
     if env_id.startswith("MinAtar/"):
         _register_minatar(env_id)
     exploration.register()
@@ -266,8 +273,12 @@ def _make(env_id: str, max_episode_steps: int | None) -> gymnasium.Env[Any, Any]
         near = difflib.get_close_matches(env_id, known, n=3)
         hint = f": did you mean {', '.join(near)}?" if near else ""
         raise UserError(f"gymnasium knows no environment {env_id!r}{hint}")
+    # Not every environment knows the argument.
+    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        return gymnasium.make(env_id, max_episode_steps=max_episode_steps, disable_env_checker=True)
+        return gymnasium.make(
+            env_id, max_episode_steps=max_episode_steps, disable_env_checker=True, **rendering
+        )
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         raise UserError(f"{env_id} needs a package that is not installed: {error}") from error
 
@@ -290,15 +301,15 @@ _RANDOM_STATE = "random_state"
 _GENERATOR = "generator"
 
 
-def _state_of(env: gymnasium.Env[Any, Any]) -> list[dict[str, Any]] | None:
+def plain_state_of(env: gymnasium.Env[Any, Any]) -> list[dict[str, Any]] | None:
     """Plain values of every layer, outermost first; None if something else than plain changes."""
     try:
-        return [_plain_attributes(layer) for layer in _layers(env)]
+        return [plain_attributes(layer) for layer in layers_of(env)]
     except TypeError:
         return None
 
 
-def _layers(env: Any) -> list[Any]:
+def layers_of(env: Any) -> list[Any]:
     """The wrappers, the environment, and the game inside it where it is a MinAtar one."""
     layers = [env]
     while isinstance(layers[-1], gymnasium.Wrapper):
@@ -315,11 +326,21 @@ _FIXED |= {"_action_space", "_observation_space", "_metadata", "_cached_spec", "
 _FIXED |= {"render_mode", "screen", "clock", "isopen", "action_set", "action_map", "_saved_kwargs"}
 
 
-def _plain_attributes(layer: Any) -> dict[str, Any]:
-    return {name: _to_plain(value) for name, value in vars(layer).items() if name not in _FIXED}
+def plain_attributes(layer: Any, *, skip: bool = False) -> dict[str, Any]:
+    """All attributes but the fixed ones; TypeError for one that is not plain, or ``skip`` them."""
+    plain = {}
+    for name, value in vars(layer).items():
+        if name in _FIXED:
+            continue
+        try:
+            plain[name] = to_plain(value)
+        except TypeError:
+            if not skip:
+                raise
+    return plain
 
 
-def _to_plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Raises TypeError for what is neither a number, text, array, list nor random generator."""
     if isinstance(value, np.generic):  # first: some are floats, too
         return value.item()
@@ -328,9 +349,9 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
     if isinstance(value, list):
-        return [_to_plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, tuple):
-        return tuple(_to_plain(item) for item in value)
+        return tuple(to_plain(item) for item in value)
     if isinstance(value, np.random.RandomState):
         return {_RANDOM_STATE: dict(value.get_state(legacy=False))}
     if isinstance(value, np.random.Generator):
@@ -338,13 +359,19 @@ def _to_plain(value: Any) -> Any:
     raise TypeError(f"{type(value)} cannot be saved")
 
 
-def _restore(env: gymnasium.Env[Any, Any], state: list[dict[str, Any]]) -> None:
-    for layer, attributes in zip(_layers(env), state, strict=True):
-        for name, value in attributes.items():
-            if isinstance(value, dict) and _RANDOM_STATE in value:
-                getattr(layer, name).set_state(value[_RANDOM_STATE])
-            elif isinstance(value, dict):
-                getattr(layer, name).bit_generator.state = value[_GENERATOR]
-            else:
-                # A copy: the environment changes its arrays and lists in place.
-                setattr(layer, name, _to_plain(value))
+def restore_plain_state(env: gymnasium.Env[Any, Any], state: list[dict[str, Any]]) -> None:
+    """Puts back what :func:`plain_state_of` took."""
+    for layer, attributes in zip(layers_of(env), state, strict=True):
+        restore_attributes(layer, attributes)
+
+
+def restore_attributes(layer: Any, attributes: dict[str, Any]) -> None:
+    """Sets plain values; random generators go on from the saved state."""
+    for name, value in attributes.items():
+        if isinstance(value, dict) and _RANDOM_STATE in value:
+            getattr(layer, name).set_state(value[_RANDOM_STATE])
+        elif isinstance(value, dict):
+            getattr(layer, name).bit_generator.state = value[_GENERATOR]
+        else:
+            # A copy: the environment changes its arrays and lists in place.
+            setattr(layer, name, to_plain(value))

@@ -40,6 +40,8 @@ class Linear(nn.Linear):
         flat = x.flatten(0, -2)
         if not _for_onednn(flat, self.weight):
             return functional.linear(x, self.weight, self.bias)
+        # Columns of a wider tensor, transposed, would go to a kernel a hundred times slower.
+        flat = flat.contiguous()
         product: Tensor = _OneDnnLinear.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return product.view(*x.shape[:-1], self.out_features)
 
@@ -61,6 +63,7 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(1, -2)  # [K, M, in_features]
         if _for_onednn(flat[0], self.weight[0]):
+            flat = flat.contiguous()
             product: Tensor = _OneDnnStackedLinear.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
         else:
             product = torch.baddbmm(self.bias[:, None], flat, self.weight.mT)
@@ -124,10 +127,14 @@ class _OneDnnLinear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        (gradient,) = gradients  # [M, O]
+    def backward(
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        gradient = gradients[0].contiguous()  # [M, O]
         x, weight = ctx.saved_tensors
         of_x = _product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:  # frozen
+            return of_x, None, None
         return of_x, _product(gradient.t(), x.t()), gradient.sum(dim=0)
 
 
@@ -139,12 +146,16 @@ class _OneDnnStackedLinear(torch.autograd.Function):
         return torch.stack([_product(*member) for member in members])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        (gradient,) = gradients  # [K, M, O]
+    def backward(
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        gradient = gradients[0].contiguous()  # [K, M, O]
         x, weight = ctx.saved_tensors
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = torch.stack([_product(g, w.t()) for g, w in zip(gradient, weight, strict=True)])
+        if not ctx.needs_input_grad[1]:  # frozen
+            return of_x, None, None
         # Each product is copied into its place while it is still in the cache.
         of_weight = torch.empty_like(weight)
         for place, g, inputs in zip(of_weight, gradient, x, strict=True):

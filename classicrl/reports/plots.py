@@ -246,6 +246,8 @@ def protocol_in_words(name: str) -> str:
     """The rules of a protocol in a line; its name alone if this version does not know it."""
     if name == "minatar":
         return "sticky actions 0.1, difficulty ramps, minimal actions, cut after 10,000 steps"
+    if name == "control":
+        return "as gymnasium makes it, the deterministic policy"
     if name == "plain":
         return "as gymnasium makes it"
     if name == "qtm":
