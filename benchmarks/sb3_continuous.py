@@ -161,7 +161,9 @@ def main(config: Config) -> dict[str, Any]:
                     "charts/episodes": episodes.num_episodes,
                     "charts/updates": self.model._n_updates,
                     "charts/wall_seconds": time.perf_counter() - started,
-                    "losses/td": self.logger.name_to_value.get("train/critic_loss", math.nan),
+                    "losses/td": float(
+                        self.logger.name_to_value.get("train/critic_loss", math.nan)
+                    ),
                 }
                 row |= {f"smoothness/{name}": value for name, value in meter.pop().items()}
                 metrics.write(step, row)

@@ -328,8 +328,8 @@ def measure_size(config: Config, name: str, device: torch.device) -> dict[str, A
         records[side.name]["num_parameters"] = sum(p.numel() for p in learner.parameters)
     return {
         "size": name,
-        "capacity": capacity,
         **dataclasses.asdict(size),
+        "capacity": capacity,
         "sides": records,
         "split": split(own, size, device, config.repeats * config.steps),
         "floor_seconds": matrix_products(config, size, device, config.repeats),

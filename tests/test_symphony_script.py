@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from script_process import after_calls, command_line, load_script
+from trees import assert_same_tree
 
 pytest.importorskip("mujoco")
 
@@ -72,7 +73,7 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert (one / "evaluations.csv").read_text() == (other / "evaluations.csv").read_text()
     states = [read_checkpoint(checkpoint_paths(d / "checkpoints")[-1]).state for d in (one, other)]
     for part in ("learner", "replay", "envs", "meter"):
-        assert repr(states[0][part]) == repr(states[1][part]), part
+        assert_same_tree(states[0][part], states[1][part], part)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from script_process import AGENTS, Kill, after_calls, command_line, load_script, train
+from trees import assert_same_tree
 
 pytest.importorskip("ale_py")
 
@@ -120,7 +121,7 @@ def assert_same_end(case: Case, one: Path, other: Path) -> None:
         read_checkpoint(checkpoint_paths(case.shared(d) / "checkpoints")[-1]).state["learner"]
         for d in (one, other)
     ]
-    assert repr(states[0]) == repr(states[1])
+    assert_same_tree(states[0], states[1])
 
 
 @pytest.fixture(scope="module")

@@ -120,6 +120,29 @@ ALL = [
         "classicrl.algorithms.ppo:PPOLearner.update",
         needs="ale_py",
     ),
+    Agent(
+        "symphony_mujoco",
+        {
+            "env_id": "Hopper-v5",
+            "total_steps": 120,
+            "device": "cpu",
+            "threads": 1,
+            "hidden": 16,
+            "heads_per_critic": 4,
+            "batch_size": 8,
+            "warmup_steps": 40,
+            "warmup_replication": 3,
+            "updates_per_step": 2,
+            "log_period_steps": 20,
+            "checkpoint_period_steps": 30,
+            "evaluation_period_steps": 60,
+            "evaluation_episodes": 1,
+            "final_evaluation_episodes": 2,
+            "video": False,
+        },
+        "classicrl.algorithms.symphony:SymphonyLearner.update",
+        needs="mujoco",
+    ),
 ]
 
 
