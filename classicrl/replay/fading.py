@@ -124,7 +124,9 @@ class FadingReplay:
         """Transitions stored after the warm-up."""
 
         self._width = 2 * obs_size + action_size + 2
-        self._rows = torch.empty(warmup_steps + self.capacity, self._width, device=self.device)
+        # Zeros, which cost a CPU no memory before they are written: rows that are passed over for a
+        # terminal's sake are saved with the others, and must be numbers.
+        self._rows = torch.zeros(warmup_steps + self.capacity, self._width, device=self.device)
         # float64: in float32 the probabilities of single ranks are off by 2% at 512,000 slots.
         cdf = np.cumsum(age_probs(self.capacity))
         self._cdf = torch.from_numpy(cdf).to(self.device)
