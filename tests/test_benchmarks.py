@@ -283,10 +283,12 @@ def test_tables_of_searches_by_hand() -> None:
         "156 qstar 20 0.4": cubes(13.5, 8.0, 180),
     }
     config = {"actions": [12, 156], "cubes": [2, 2], "clock": "cpu"}
-    table, other, growth = qstar.tables({"config": config, "cells": cells})
+    table, other, growth, settings = qstar.tables({"config": config, "cells": cells})
     assert [row[-2:] for row in table.rows] == [("-", "-"), ("1.5", "10.0"), ("1.5", "10.0")]
     assert table.rows[0][1] == "4.00 s, 90"
     assert [row[1] for row in other.rows] == ["-", "8.00 s, 180", "8.00 s, 180"]
+    assert settings.rows[1] == ("12 actions", "qstar", "10", "0.4", "23.00", "4.00", "90")
+    assert [row[1] for row in settings.rows] == ["qstar", "qstar", "astar", "qstar"]
     assert growth.rows[0] == (
         "156 actions", "qstar", "-, 4.0, 4.0 (4.0)", "-, 2.0, 2.0 (2.0)"
     )  # fmt: skip
