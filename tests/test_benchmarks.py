@@ -344,13 +344,13 @@ def test_cubes_of_a_machine_become_a_row_and_go_on(tmp_path: Path) -> None:
 def test_beside_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its side is stood in for: 100 states cost it 8 seconds, and its start 5."""
     module = load("beside_deepxube")
-    asked = []
+    asked, parameters = [], [8_200]
 
     def stand_in(config: Any, task: dict[str, Any]) -> dict[str, Any]:
         asked.append(task)
         if task["what"] == "search":
             run = {"nodes": 90, "seconds": 3.0, "cpu_seconds": 9.0}
-            return {"parameters": 321, "runs": [run]}
+            return {"parameters": parameters[0], "runs": [run]}
         states = float(task["updates"][0] * task["batch_size"])
         seconds = 5.0 + states * 0.08
         return {"runs": [{"states": states, "seconds": seconds, "cpu_seconds": 2 * seconds}]}
@@ -371,6 +371,9 @@ def test_beside_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert result["runs"]["bellman"]["ours"][0]["count"] == 40
     (table,) = module.tables(json.loads((tmp_path / "kept.json").read_text())["beside_deepxube"])
     assert [row[2] for row in table.rows] == ["10 (10-10)", "6 (6-6)", "6 (6-6)"]
+    parameters[0] = result["parameters"] * 2
+    with pytest.raises(UserError, match="no equal networks"):
+        module.main(config)
 
 
 def test_another_package_that_is_not_there(tmp_path: Path) -> None:
