@@ -53,7 +53,7 @@ class Config:
 
     peer_python: Path = Path("python-with-deepxube")
     """Python of the environment where deepxube is installed."""
-    peer_network: str = "resnet_fc.390H_2B"
+    peer_network: str = "resnet_fc.430H_2B"
     """Theirs, as their command line takes it."""
     embedding_size: int = 1024
     """Ours: units of the first layer."""
@@ -214,6 +214,11 @@ def measure(config: Config) -> dict[str, Any]:
                 size = int(kind.split()[1])
                 ours, theirs = our_search(config, size, repeat), their_search(config, size)
                 result["peer_parameters"] = int(theirs.pop("parameters"))
+                if not 0.9 < result["peer_parameters"] / result["parameters"] < 1.1:
+                    raise UserError(
+                        f"{result['parameters']:,} and {result['peer_parameters']:,} parameters "
+                        "are no equal networks: choose --peer-network or --embedding-size anew"
+                    )
             else:
                 ours, theirs = our_training(config, kind), their_training(config, kind)
             result["runs"][kind]["ours"].append(ours)
@@ -235,7 +240,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             continue  # the benchmark was stopped before
         rates = {side: [run["count"] / run[clock] for run in found] for side, found in runs.items()}
         times = spread(ratios(rates["ours"], rates["theirs"]), 1)
-        title = titles.get(kind) or f"Q\\*, batches of {int(kind.split()[1]):,}: nodes generated"
+        title = titles.get(kind) or f"Q*, batches of {int(kind.split()[1]):,}: nodes generated"
         rows.append((title, spread(rates["ours"]), spread(rates["theirs"]), times))
     seconds = "of processor" if clock == "cpu" else "of wall time"
     header = (f"per second {seconds}", "classicrl", "DeepXube 0.3.2", "ratio")

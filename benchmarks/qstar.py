@@ -247,6 +247,18 @@ def tables(result: dict[str, Any]) -> list[Table]:
             (f"The paper, mean (standard deviation): {PAPER_GROWTH}.",),
         )
     )
+    settings = [
+        (
+            f"{actions} actions", search, f"{point.size:,}",
+            "-" if search == "q-beam" else f"{point.weight:g}",
+            f"{point.cost:.2f}", f"{point.seconds:.2f}", f"{point.nodes:,.0f}",
+        )
+        for actions in config["actions"]
+        for search in SEARCHES
+        for point in points(result, actions, search)
+    ]  # fmt: skip
+    header = ("", "search", "batch", "weight", "cost", "seconds", "nodes")
+    made.append(Table("Every setting that solved its cubes: means", header, settings))
     return made
 
 

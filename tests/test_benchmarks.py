@@ -287,10 +287,12 @@ def test_tables_of_searches_by_hand() -> None:
         "156 qstar 20 0.4": cubes(13.5, 8.0, 180),
     }
     config = {"actions": [12, 156], "cubes": [2, 2], "clock": "cpu"}
-    table, other, growth = qstar.tables({"config": config, "cells": cells})
+    table, other, growth, settings = qstar.tables({"config": config, "cells": cells})
     assert [row[-2:] for row in table.rows] == [("-", "-"), ("1.5", "10.0"), ("1.5", "10.0")]
     assert table.rows[0][1] == "4.00 s, 90"
     assert [row[1] for row in other.rows] == ["-", "8.00 s, 180", "8.00 s, 180"]
+    assert settings.rows[1] == ("12 actions", "qstar", "10", "0.4", "23.00", "4.00", "90")
+    assert [row[1] for row in settings.rows] == ["qstar", "qstar", "astar", "qstar"]
     assert growth.rows[0] == (
         "156 actions", "qstar", "-, 4.0, 4.0 (4.0)", "-, 2.0, 2.0 (2.0)"
     )  # fmt: skip
@@ -346,13 +348,13 @@ def test_cubes_of_a_machine_become_a_row_and_go_on(tmp_path: Path) -> None:
 def test_beside_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its side is stood in for: 100 states cost it 8 seconds, and its start 5."""
     module = load("beside_deepxube")
-    asked = []
+    asked, parameters = [], [8_200]
 
     def stand_in(config: Any, task: dict[str, Any]) -> dict[str, Any]:
         asked.append(task)
         if task["what"] == "search":
             run = {"nodes": 90, "seconds": 3.0, "cpu_seconds": 9.0}
-            return {"parameters": 321, "runs": [run]}
+            return {"parameters": parameters[0], "runs": [run]}
         states = float(task["updates"][0] * task["batch_size"])
         seconds = 5.0 + states * 0.08
         return {"runs": [{"states": states, "seconds": seconds, "cpu_seconds": 2 * seconds}]}
@@ -373,6 +375,9 @@ def test_beside_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert result["runs"]["bellman"]["ours"][0]["count"] == 40
     (table,) = module.tables(json.loads((tmp_path / "kept.json").read_text())["beside_deepxube"])
     assert [row[2] for row in table.rows] == ["10 (10-10)", "6 (6-6)", "6 (6-6)"]
+    parameters[0] = result["parameters"] * 2
+    with pytest.raises(UserError, match="no equal networks"):
+        module.main(config)
 
 
 def test_another_package_that_is_not_there(tmp_path: Path) -> None:
