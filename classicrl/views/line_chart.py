@@ -214,7 +214,9 @@ def _drawn(line: Line, x_axis: _Axis, y_axis: _Axis) -> str:
             words = f"{line.name}: {line.ys[i]:.4g}"
             if spread[i]:
                 words += f" ± {spread[i]:.3g}"
-                parts.append(f'<path class="bar s{colour}" d="M{x:.1f} {lows[i]:.1f}V{highs[i]:.1f}"/>')
+                parts.append(
+                    f'<path class="bar s{colour}" d="M{x:.1f} {lows[i]:.1f}V{highs[i]:.1f}"/>'
+                )
             words += f" at {line.xs[i]:,.0f}"
             parts.append(
                 f'<circle class="s{colour}" cx="{x:.1f}" cy="{up[i]:.1f}" r="3.5">'
