@@ -6,8 +6,8 @@ Five parts, each a command that works alone too: classicrl solve with the networ
 the package; agents/ppo_rnd_small.py on KeyReturn5 with the bonus and without; and
 agents/va_classic_control.py as VA-learning and as dueling DQN. Core dependencies only.
 
-The seed of KeyReturn5 is 1. In benchmarks/rnd_small.py all ten seeds with the bonus solve it, and of
-ten without the bonus one does: seed 0 (docs/rnd.md). Try it with --rnd-seed 0.
+The seed of KeyReturn5 is 1. In benchmarks/rnd_small.py all ten seeds with the bonus solve it, and
+of ten without the bonus one does: seed 0 (docs/rnd.md). Try it with --rnd-seed 0.
 
 Interrupted? The same command continues; parts that are done are not done again.
 """
@@ -48,7 +48,7 @@ if __name__ == "__main__":  # before torch is imported, so that --help answers a
     command_line = parse({"default": Config()}, "default", __doc__ or "")
 
 from classicrl.errors import RunFailure, UserError
-from classicrl.experiment import Run, StopRequest, read_json, versions
+from classicrl.experiment import Run, StopRequest, as_json, read_json, versions
 from classicrl.reports.report_page import (
     RunFiles,
     duration,
@@ -110,10 +110,13 @@ def main(config: Config) -> dict[str, Any]:
     """Makes the parts that are not made yet, then the page."""
     require_positive(config, may_be_zero={"threads", "cube_seed", "rnd_seed"})
     with Run(config.run_dir, overwrite=config.overwrite) as run, StopRequest() as stop:
+        path = config.run_dir / "config.json"
+        before = read_json(path).get("config") if path.exists() else None
         config = run.configure(config, lambda given: given)
-        parts = parts_of(config)
+        # What other settings made is left to the commands: they continue it, or refuse.
+        same = before == as_json(config)
         began, done = time.monotonic(), 0.0
-        todo = [p for p in parts if config.overwrite or not p.result.exists()]
+        todo = [part for part in parts_of(config) if not (same and part.result.exists())]
         for number, part in enumerate(todo, start=1):
             left = sum(other.weight for other in todo[number - 1 :])
             if done:  # at the rate so far
@@ -223,17 +226,18 @@ def _key_section(config: Config, bonus: RunFiles, plain: RunFiles) -> str:
     return html.section(
         "A key that only curiosity finds",
         html.paragraph(
-            "In KeyReturn5 nothing is rewarded until a key was fetched at the end of a corridor and "
-            "carried back; a uniformly random policy does that in 1.5e-6 of episodes. Random network "
-            "distillation pays the agent for what it has not seen. A return is 1 or 0; solved means "
-            "that 90 of the last 100 episodes succeeded."
+            "In KeyReturn5 nothing is rewarded until a key was fetched at the end of a corridor "
+            "and carried back; a uniformly random policy does that in 1.5e-6 of episodes. Random "
+            "network distillation pays the agent for what it has not seen. A return is 1 or 0; "
+            "solved means that 90 of the last 100 episodes succeeded."
         ),
         html.group("beside", charts),
         html.table("After training, episodes without learning", header, rows),
         html.paragraph(
-            f"One seed each, {config.rnd_seed}, which proves nothing by itself. In the benchmark of "
-            "ten seeds and 200,000 steps (docs/rnd.md) all ten solved it with the bonus, and one of "
-            "ten without, seed 0; the demonstration therefore takes seed 1 unless told otherwise."
+            f"One seed each, {config.rnd_seed}, which proves nothing by itself. In the benchmark "
+            "of ten seeds and 200,000 steps (docs/rnd.md) all ten solved it with the bonus, and "
+            "one of ten without, seed 0; the demonstration therefore takes seed 1 unless told "
+            "otherwise."
         ),
     )
 
@@ -268,10 +272,10 @@ def _classic_section(config: Config, classic: dict[str, list[RunFiles]]) -> str:
     return html.section(
         "Two ways to split a value",
         html.paragraph(
-            "VA-learning and dueling DQN both learn Q(x,a) as a value of the state and an advantage "
-            "of the action, and centre the advantages differently. CartPole pays 1 for each step "
-            "that the pole stands, at most 500. So short a training compares nothing: the figures "
-            "show that both learn."
+            "VA-learning and dueling DQN both learn Q(x,a) as a value of the state and an "
+            "advantage of the action, and centre the advantages differently. CartPole pays 1 for "
+            "each step that the pole stands, at most 500. So short a training does not compare "
+            "the two; it shows each of them at work."
         ),
         html.group("beside", charts),
         html.table("After training, episodes without learning", header, rows),
