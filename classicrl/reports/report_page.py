@@ -422,7 +422,7 @@ def version_rows(columns: Sequence[Any]) -> list[list[str]]:
 
 def _history(run: RunFiles) -> str:
     created, changes = run.record.get("created"), run.record.get("changes")
-    if created is None and not changes:
+    if created is None and changes is None:
         return ""
     parts = [html.paragraph(f"Begun at {in_words(created or 'a time that is not recorded')}.")]
     rows = []
