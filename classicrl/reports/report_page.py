@@ -7,6 +7,7 @@ Nothing is computed anew, so every figure is one of the files'.
 import csv
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from classicrl.views.line_chart import Line
 
 REPORT_FILE = "report.html"
 
+_UNKNOWN_AGENT = "An agent not recorded"
 _SMALL = (320, 190)
 _MAX_ROWS = 200  # of a table
 _MAX_WORDS = 200  # characters of a value
@@ -78,8 +80,11 @@ class RunFiles(NamedTuple):
 
     @property
     def agent(self) -> str:
-        """Its name; that of the directory above where no file says it."""
-        return in_words(self.known("agent") or self.directory.resolve().parent.parent.name)
+        """Its name; where no file says it yet, that in ``runs/<agent>/<environment>/seed0``."""
+        path = self.directory.resolve()
+        if not self.known("agent") and re.fullmatch(r"seeds?[0-9-]+", path.name):
+            return path.parent.parent.name
+        return in_words(self.known("agent") or _UNKNOWN_AGENT)
 
     @property
     def env_id(self) -> str:
@@ -150,10 +155,11 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     Raises:
         UserError: see :func:`read_files`; or the page cannot be written.
     """
+    run = read_files(directory)
     out = out or directory / REPORT_FILE
     if not out.parent.is_dir():
         raise UserError(f"{out.parent} is no directory: make it, or choose another --out")
-    write_page(run_page(read_files(directory), except_file=out), out)
+    write_page(run_page(run, except_file=out), out)
     return out
 
 
@@ -388,6 +394,8 @@ def _other_figures(run: RunFiles) -> str:
 def _trained(run: RunFiles) -> str:
     parts = []
     try:
+        if run.agent == _UNKNOWN_AGENT:
+            raise UserError("no file names the script")
         command = command_of(run.agent, {"config": run.settings})
         parts.append(html.paragraph("The command that trains it again, every setting spelt out:"))
         parts.append(html.code(command))
@@ -485,7 +493,7 @@ def _is_group(settings: Mapping[str, Any]) -> bool:
 def _seeds_of(run: RunFiles) -> dict[int, RunFiles]:
     """The runs whose shared directory this is; none for any other."""
     first = run.settings.get("seed")
-    if not _is_group(run.settings) or not isinstance(first, int):
+    if not _is_group(run.settings) or not isinstance(first, int) or abs(first) >= 2**63:
         return {}
     found = {}
     for seed in range(first, first + min(run.settings["num_seeds"], _MAX_SEEDS)):
