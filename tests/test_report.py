@@ -169,6 +169,8 @@ def test_published_runs(agent: str) -> None:
         "dueling_dqn_atari": "Diagnostics",
     }
     assert expected[agent] in page.words
+    recorded = agent not in ("ppo_rnd_small", "sb3-dqn")
+    assert (f"python agents/{agent.partition('-')[0]}.py" in page.words) == recorded
 
 
 # ------------------------------------------------------------------------ hostile and damaged

@@ -394,9 +394,9 @@ def _other_figures(run: RunFiles) -> str:
 def _trained(run: RunFiles) -> str:
     parts = []
     try:
-        if run.agent == _UNKNOWN_AGENT:
+        if run.agent == _UNKNOWN_AGENT or not isinstance(run.record.get("config"), dict):
             raise UserError("no file names the script")
-        command = command_of(run.agent, {"config": run.settings})
+        command = command_of(run.agent, run.record)
         parts.append(html.paragraph("The command that trains it again, every setting spelt out:"))
         parts.append(html.code(command))
     except UserError:
@@ -549,7 +549,7 @@ def float_of(value: float) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def duration(seconds: Any) -> str | None:
