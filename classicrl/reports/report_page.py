@@ -323,13 +323,17 @@ def _multiples(
     columns: Mapping[str, Array], heading: str, step_word: str, source: str, marked: bool = False
 ) -> list[str]:
     """A small chart for each column that has a value; nothing if none has."""
+    # What only grows, such as the wall time, is not seen better by its logarithm.
+    y_range = (0.0, 0.0) if heading == _GROUPS["charts"] else None
     charts = []
     for name, values in columns.items():
         if name in _OF_THE_PLAY or name == "mean_return" or not np.isfinite(values).any():
             continue
         label = name.rpartition("/")[2].replace("_", " ")
         line = Line(source, columns["step"], values, marked=marked)
-        charts.append(html.chart([line], title=label, x_label=step_word, size=_SMALL))
+        charts.append(
+            html.chart([line], title=label, x_label=step_word, size=_SMALL, y_range=y_range)
+        )
     return [html.subheading(heading), html.group("multiples", charts)] if charts else []
 
 

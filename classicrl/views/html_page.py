@@ -19,6 +19,7 @@ from classicrl.views.line_chart import Line, legend, line_chart
 
 MAX_PICTURE_BYTES = 16 * 2**20
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_WIDE = 600  # of a chart
 _KINDS = {"GIF": "image/gif", "PNG": "image/png"}
 
 
@@ -181,6 +182,9 @@ def chart(
     names = {line.name for line in lines}
     above = legend(lines) if len(names) > 1 else ""
     drawn = line_chart(lines, title=title, x_label=x_label, size=size, y_range=y_range)
+    if size[0] > _WIDE:  # on a small screen it is moved under the finger, and stays legible
+        inside = f'class="scroll wide" tabindex="0" role="group" aria-label="{escape(title)}"'
+        drawn = f"<div {inside}>{drawn}</div>"
     return f"<figure><figcaption>{escape(title)}</figcaption>{above}{drawn}</figure>"
 
 
