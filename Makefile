@@ -1,4 +1,5 @@
 # make train   make .venv, install, train an agent; again: resumes. AGENT= and ARGS= choose.
+# make demo    the same with no extras, then a few minutes' tour that ends in one page.
 # make test    install the tools too, then ruff, mypy, the quick tests and the published results.
 # make test-all  the whole fault battery (docs/reliability.md): an hour or more; again: continues.
 # Everything lands in .venv; nothing outside this directory is changed but pip's cache.
@@ -13,12 +14,13 @@ agents := $(sort $(basename $(notdir $(wildcard agents/*.py))))
 benchmarks := $(sort $(basename $(notdir $(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint test-slow test-all bench clean
+.PHONY: help train demo test lint test-slow test-all bench clean
 
 help:
 	@echo "make train      install into .venv, then run agents/AGENT.py; again: resumes"
 	@echo "                AGENT=$(AGENT) (of: $(agents))"
 	@echo "                ARGS='--help' lists what the agent can be told"
+	@echo "make demo       solve a cube, find a key, balance a pole: minutes, then runs/demo/report.html"
 	@echo "make test       ruff, mypy and the quick tests"
 	@echo "make lint       ruff and mypy only"
 	@echo "make test-slow  the slow tests (those that need a GPU skip without one)"
@@ -32,6 +34,9 @@ help:
 # ends with 130 once the program has saved its checkpoint and gone.
 train: require-agent .venv/.stamp-run
 	$(venv_python) agents/$(AGENT).py $(ARGS)
+
+demo: .venv/.stamp-demo
+	$(venv_python) runs/demo.py $(ARGS)
 
 # The published results last: the cheap ones are played again.
 test: lint
@@ -65,6 +70,7 @@ require-benchmark:
 	    { echo "There is no benchmarks/$(BENCH).py; BENCH can be: $(benchmarks)" >&2; exit 2; }
 
 # Each stamp says that one set of extras is installed as setup.cfg and constraints.txt want it.
+.venv/.stamp-demo: extras :=
 .venv/.stamp-run: extras := atari,minatar,plots
 .venv/.stamp-test: extras := dev
 .venv/.stamp-bench: extras := atari,minatar,plots,bench
@@ -72,7 +78,7 @@ require-benchmark:
 # .venv/.unfinished stands from before the first file is written until pip has succeeded. A .venv
 # that has it was interrupted, may hold half a package that pip takes for a whole one, and is
 # made anew; pip's cache keeps the downloads.
-.venv/.stamp-run .venv/.stamp-test .venv/.stamp-bench: setup.cfg constraints.txt
+.venv/.stamp-demo .venv/.stamp-run .venv/.stamp-test .venv/.stamp-bench: setup.cfg constraints.txt
 	@set -e; \
 	if [ -e .venv/.unfinished ] || ! $(venv_python) -m pip --version >/dev/null 2>&1; then \
 	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || \
@@ -86,9 +92,9 @@ require-benchmark:
 	    rm -rf .venv; mkdir .venv; touch .venv/.unfinished; \
 	    $(PYTHON) -m venv .venv; \
 	fi; \
-	echo "Installing classicrl [$(extras)] into .venv; the first time torch alone takes minutes ..."; \
+	echo "Installing classicrl$(if $(extras), [$(extras)]) into .venv; the first time torch alone takes minutes ..."; \
 	touch .venv/.unfinished; \
-	$(venv_python) -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(extras)]'; \
+	$(venv_python) -m pip install --disable-pip-version-check -c constraints.txt -e '.$(if $(extras),[$(extras)])'; \
 	rm .venv/.unfinished; \
 	touch $@; \
 	echo "Installed."

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     subcommands: dict[str, Callable[..., Any]] = {
         "evaluate": evaluate,
         "plot": plot,
+        "report": report,
         "doctor": doctor,
         "verify": verify,
         "publish": publish,
@@ -157,6 +158,18 @@ def plot(
 
     plot_runs(run_dirs, out, metric=metric, x=x)
     print(f"wrote {out}")
+
+
+def report(run_dir: Positional[Path], *, out: Path | None = None) -> None:
+    """Write a page about a run: curves, scores, pictures, settings, versions; one file, offline.
+
+    Args:
+        run_dir: A run directory of any agent, finished or not.
+        out: Page to write. Default: report.html in the run directory.
+    """
+    from classicrl.reports.report_page import write_report
+
+    print(f"wrote {write_report(run_dir, out)}")
 
 
 def doctor() -> None:

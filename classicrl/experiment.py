@@ -42,6 +42,7 @@ _OWN_FILES = (
     "video.gif",
     "bonus.png",
     "model.safetensors",
+    "report.html",
 )
 _OWN_DIRECTORIES = ("checkpoints", "tensorboard", "ranks")
 _VERSIONED = ("classicrl", "torch", "numpy", "gymnasium", "ale-py", "minatar", "mujoco")
@@ -102,7 +103,7 @@ class Run:
             UserError: if a field that may not change differs; all such fields are named.
         """
         path = self.directory / CONFIG_FILE
-        others = {*_OWN_FILES, *_OWN_DIRECTORIES} - {CONFIG_FILE}
+        others = {*_OWN_FILES, *_OWN_DIRECTORIES} - {CONFIG_FILE, "report.html"}
         # A configuration that was refused before anything was made of it binds nobody.
         begun = any((self.directory / name).exists() for name in others)
         if not path.exists() or not begun:

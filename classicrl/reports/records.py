@@ -3,6 +3,7 @@
 Reads the run directories of every agent, and those of the peers in ``benchmarks/``.
 """
 
+import csv
 import json
 import math
 from collections.abc import Sequence
@@ -99,7 +100,7 @@ def read_run(directory: Path) -> RunRecord:
             "directory of a seed, beside it"
         )
     # A run that is not finished says some things in its model file only.
-    known = {**_card_of_model(directory / "model.safetensors"), **config, **summary}
+    known = {**card_of_model(directory / "model.safetensors"), **config, **summary}
     agent = known.get("agent")
     if not isinstance(agent, str) or not isinstance(known.get("env_id"), str):
         raise UserError(
@@ -135,7 +136,7 @@ def _json_if_there(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _card_of_model(path: Path) -> dict[str, str]:
+def card_of_model(path: Path) -> dict[str, str]:
     """Agent and protocol as the model file states them; nothing where there is none."""
     try:
         with safe_open(path, framework="np") as file:
@@ -155,7 +156,7 @@ def read_curves(path: Path) -> dict[str, Array]:
         return {}
     try:
         columns = read_csv(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table of numbers ({error})") from error
     if "step" not in columns or not np.all(np.diff(columns["step"]) > 0):
         raise UserError(f"{path} has no column of increasing steps")
