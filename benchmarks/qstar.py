@@ -5,7 +5,7 @@ mean path cost, the least mean time and the fewest mean nodes of any setting tha
 solves every cube; their ratios A* / Q*; and how both grow with the number of actions. The heuristic
 of A* is min_a Q(s,a) of the same network, so its quality is equal.
 
-    python benchmarks/qstar.py --json benchmarks/results/my-machine-qstar.json
+    python benchmarks/qstar.py --json benchmarks/results/qstar/my-machine.json
 
 Each cube is written when it is done; the same command goes on with those that are missing, also
 with more --cubes than before. A setting that fails on a cube is left there, since the tables take
