@@ -204,7 +204,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (run / "video.gif").write_bytes(b"GIF89a no more")
     (run / "bonus.png").write_text("<svg onload='x'/>")
     page = checked(write_report(run).read_text())
-    for name in ("summary.json cannot be read", "evaluations.csv cannot be read"):
+    for name in ("summary.json cannot be read", "evaluations.csv is damaged"):
         assert name in page.words
     for name in ("video.gif", "bonus.png"):
         assert f"{name} cannot be read as a picture" in page.words
