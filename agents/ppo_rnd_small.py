@@ -2,9 +2,9 @@
 
     i_t = mean_k (f_k(x_{t+1}) - g_k(x_{t+1}))^2,    A = 2 A_E + 1 A_I
 
-The algorithm of agents/ppo_rnd_atari.py (Burda et al. 2018, arXiv 1810.12894) with small networks,
-for environments with vector observations and discrete actions. Three with known answers are part
-of the package, and nobody solves them by chance:
+The algorithm of agents/ppo_rnd_atari.py (Burda et al. 2018, arXiv 1810.12894) with small networks
+and ten times the learning rate, for environments with vector observations and discrete actions.
+Three with known answers are part of the package, and nobody solves them by chance:
 
     classicrl/ChainLock40-v0  classicrl/ChainLock60-v0  classicrl/KeyReturn5-v0
 
@@ -60,16 +60,20 @@ class Config:
     """Of Adam, for policy and predictor."""
     adam_eps: float = 1e-8
     """Of Adam."""
-    clip: float = 0.2
+    clip: float = 0.1
     """Bound on the change of the probability ratio."""
     entropy_coef: float = 0.001
     """Weight of the policy's entropy."""
     num_epochs: int = 4
     """Passes over a rollout."""
     num_minibatches: int = 4
-    """Updates in each pass, on steps in random order."""
-    max_grad_norm: float = 0.5
-    """Bound on the norm of the policy's gradient."""
+    """Updates in each pass."""
+    shuffle: bool = False
+    """Minibatches of single steps in random order instead of whole environments."""
+    normalise_advantage: bool = False
+    """Scale advantages in each minibatch."""
+    max_grad_norm: float | None = None
+    """Bound on the norm of the policy's gradient. Default: none."""
     warmup_steps: int = 50
     """Random steps of each environment that set the observations' statistics first."""
 
@@ -122,10 +126,11 @@ def main(config: Config) -> dict[str, Any]:
         },
         at_most_one={"gamma_ext", "gamma_int", "gae_lambda"},
     )
-    if config.num_envs * config.rollout_steps % config.num_minibatches:
+    items = config.num_envs * (config.rollout_steps if config.shuffle else 1)
+    if items % config.num_minibatches:
         raise UserError(
-            f"--num-minibatches {config.num_minibatches} does not divide "
-            f"{config.num_envs * config.rollout_steps} steps: choose a divisor"
+            f"--num-minibatches {config.num_minibatches} does not divide {items} "
+            f"{'steps' if config.shuffle else 'environments'}: choose a divisor"
         )
     name = config.env_id.replace("/", "-")
     directory = config.run_dir or Path(f"runs/{AGENT}/{name}-{config.bonus}/seed{config.seed}")
@@ -183,8 +188,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         entropy_coef=config.entropy_coef,
         num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches,
-        shuffle=True,
-        normalise_advantage=True,
+        shuffle=config.shuffle,
+        normalise_advantage=config.normalise_advantage,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
     )
