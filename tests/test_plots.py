@@ -88,6 +88,7 @@ def test_curves_leave_gaps_out(tmp_path: Path) -> None:
     assert returns.tolist() == [-20.0, -19.5, -19.0]
     assert len(curve(run, "loss", "steps")[0]) == 4
     assert np.array_equal(curve(run, "td", "steps")[1], curve(run, "losses/td", "steps")[1])
+    assert np.array_equal(curve(run, "std_return", "steps")[1], run.evaluations["std_return"])
     hours, scores = curve(run, "eval", "hours")
     assert hours == pytest.approx([10 / 3600, 20 / 3600])
     assert scores.tolist() == [-20.0, -15.0]

@@ -207,8 +207,9 @@ def curve(run: RunRecord, metric: str, x: XAxis) -> tuple[Array, Array]:
 
     Args:
         run: the run.
-        metric: ``return``, ``loss``, ``eval`` (scores of evaluations), or a column of
-            ``metrics.csv``, with or without the part before its slash.
+        metric: ``return``, ``loss``, ``eval`` (scores of evaluations), another column of
+            ``evaluations.csv``, such as ``rooms``, or one of ``metrics.csv``, with or without the
+            part before its slash.
         x: steps, or hours of wall time.
 
     Raises:
@@ -216,6 +217,8 @@ def curve(run: RunRecord, metric: str, x: XAxis) -> tuple[Array, Array]:
     """
     if metric == "eval":
         table, column = run.evaluations, "mean_return"
+    elif metric in run.evaluations:
+        table, column = run.evaluations, metric
     else:
         table, column = run.metrics, _column(run, metric)
     if column not in table:
