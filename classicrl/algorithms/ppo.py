@@ -169,6 +169,7 @@ class PPOLearner:
             Means over the minibatches, scalars on the device: the losses, ``entropy``,
             ``approx_kl``, ``clip_fraction``, ``grad_norm`` before clipping. Of the rollout:
             ``bonus`` and ``bonus_scaled``, means; ``bonus_scale``, what divided them;
+            ``return_ext``, ``return_int``, means of R = A + V, what the values learn;
             ``value_ext_mean``, ``value_int_mean``; ``explained_ext``, ``explained_int``,
             1 - Var(R - V) / Var(R).
         """
@@ -211,6 +212,8 @@ class PPOLearner:
             for part, state in self._minibatches(sample, rollout.initial_state)
         ]
         means = torch.stack(rows).mean(dim=0)
+        figures["return_ext"] = return_ext.mean()
+        figures["return_int"] = return_int.mean()
         figures["value_ext_mean"] = rollout.value_ext.mean()
         figures["value_int_mean"] = rollout.value_int.mean()
         figures["explained_ext"] = _explained(advantage_ext, return_ext)
