@@ -385,8 +385,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         """0 for environments in which only noise shall act now, ``[N, 1]``."""
         if not config.end_noise_only:
             return None
-        # The step that is played next is number num_steps + 1 of its episode.
-        falling = discounted.num_steps + 1 >= envs.max_episode_steps - FORCED_FALL_STEPS
+        # The step that is played next is number running_steps + 1 of its episode.
+        falling = discounted.running_steps + 1 >= envs.max_episode_steps - FORCED_FALL_STEPS
         return torch.from_numpy((~falling)[:, None].astype(np.float32)).to(device)
 
     # -- The loop ------------------------------------------------------------------------------

@@ -267,11 +267,6 @@ class EpisodeStatistics:
         self.num_episodes += len(finished)
         return finished
 
-    @property
-    def num_steps(self) -> NDArray[np.int64]:
-        """Steps of the running episodes so far, ``[N]``."""
-        return self._steps.copy()
-
     def recent_mean(self) -> float:
         """Mean return of the last episodes; NaN before the first has ended."""
         return float(np.mean(self._recent)) if self._recent else float("nan")
