@@ -4,8 +4,9 @@
 
 CartPole, Acrobot, or any gymnasium environment with a vector of numbers to look at and discrete
 actions; a run takes a minute or two on one core. --member picks who learns: dqn, dueling (c
-uniform), dueling-behaviour and va (c the policy that acted), rdq (c zero, both streams kept small).
-docs/va_learning.md has their equations; dqn has one stream as wide as two together.
+uniform), dueling-behaviour and va (c the policy that acted), va-raw (c zero), rdq (c zero, both
+streams kept small). docs/va_learning.md has their equations; dqn has one stream as wide as two
+together.
 
 --num-seeds networks are trained side by side as one (networks/linear.py): each has its own
 environments, replay and random numbers, and learns what it would learn alone, up to rounding. Each
@@ -31,7 +32,7 @@ from classicrl.command_line import (
 class Config:
     """A step is one agent decision in one environment. All counts are of one seed."""
 
-    member: Literal["dqn", "dueling", "dueling-behaviour", "va", "rdq"] = "va"
+    member: Literal["dqn", "dueling", "dueling-behaviour", "va", "va-raw", "rdq"] = "va"
     """Of the family."""
     env_id: str = "CartPole-v1"
     """CartPole-v1, Acrobot-v1, or another environment with a vector observation."""

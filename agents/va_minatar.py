@@ -4,8 +4,9 @@
 
 MinAtar (Young & Tian 2019, arXiv 1903.03176) keeps the mechanics of five Atari games on a 10x10
 board. --member picks who learns: dqn, dueling (c uniform), dueling-behaviour and va (c the policy
-that acted), rdq (c zero, both streams kept small). Network and settings are those of the comparison
-in arXiv 2507.09523, but for what docs/va_learning.md names; the equations are there, too.
+that acted), va-raw (c zero), rdq (c zero, both streams kept small). Network and settings are those
+of the comparison in arXiv 2507.09523, but for what docs/va_learning.md names; the equations are
+there, too.
 
 --num-seeds networks are trained side by side as one (networks/linear.py): each has its own games,
 replay and random numbers, and learns what it would learn alone, up to rounding. Each seed gets a
@@ -31,7 +32,7 @@ from classicrl.command_line import (
 class Config:
     """A step is one agent decision in one environment. All counts are of one seed."""
 
-    member: Literal["dqn", "dueling", "dueling-behaviour", "va", "rdq"] = "va"
+    member: Literal["dqn", "dueling", "dueling-behaviour", "va", "va-raw", "rdq"] = "va"
     """Of the family."""
     env_id: str = "MinAtar/Breakout-v1"
     """MinAtar/ and Asterix-v1, Breakout-v1, Freeway-v1, Seaquest-v1 or SpaceInvaders-v1."""

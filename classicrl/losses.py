@@ -64,7 +64,8 @@ def va(value: Tensor, advantage: Tensor, target: Tensor) -> Tensor:
 
     Args:
         value: V(x), ``[..., B]``.
-        advantage: A(x,a) of the taken actions, centred by the behaviour policy, ``[..., B]``.
+        advantage: A(x,a) of the taken actions, centred by the behaviour policy, ``[..., B]``; or
+            F(x,a), not centred, as in VA-learning's tables.
         target: y, ``[..., B]``, without gradient.
     """
     _same_shape(value, advantage, target)

@@ -29,7 +29,7 @@ from classicrl.networks import (
 from classicrl.networks import linear as linear_module
 from classicrl.types import Transition
 
-TWO_STREAMS = ["dueling", "dueling-behaviour", "va", "rdq"]
+TWO_STREAMS = ["dueling", "dueling-behaviour", "va", "va-raw", "rdq"]
 WITH_BEHAVIOUR = ["dueling-behaviour", "va"]
 
 
@@ -125,6 +125,35 @@ def test_without_the_stop_gradient_v_would_take_a_double_step() -> None:
     for e, v in zip(excess, of_value, strict=True):
         torch.testing.assert_close(e, error * v, rtol=0, atol=1e-12)
     assert abs(float(error)) > 0.1
+
+
+@pytest.mark.parametrize("over", [True, False], ids=["bad action overrated", "underrated"])
+def test_a_wrong_mu_moves_the_values_of_va_but_not_of_behaviour_dueling(over: bool) -> None:
+    """One state, actions by mu, centred by c: at rest Q(b) - y(b) = E c(b) / mu(b)."""
+    mu = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    wrong = torch.tensor(
+        [0.4, 0.3, 0.15, 0.15] if over else [0.55, 0.3, 0.14, 0.01], dtype=torch.float64
+    )
+    y = torch.tensor([1.0, 0.5, 0.0, -9.0], dtype=torch.float64)  # the last action is deadly
+
+    def slope(q: Tensor, at: Tensor, *, split: bool) -> float:
+        """Size of the expected gradient where V = at and V + A = q, with the A of zero mean."""
+        value, raw = at.clone().requires_grad_(), (q - at).requires_grad_()
+        advantage = raw - (wrong * raw).sum()
+        each = [
+            losses.va(value[None], advantage[b : b + 1], y[b : b + 1])
+            if split
+            else losses.squared(value + advantage[b : b + 1] - y[b : b + 1])
+            for b in range(4)
+        ]
+        found = torch.autograd.grad((mu * torch.stack(each)).sum(), [value, raw])
+        return max(float(g.abs().max()) for g in found)
+
+    assert slope(y, (wrong * y).sum(), split=False) < 1e-12
+    assert slope(y, (wrong * y).sum(), split=True) > 1e-2
+    excess = ((mu - wrong) * y).sum() / (wrong.square() / mu).sum()  # E
+    assert slope(y + excess * wrong / mu, (mu * y).sum(), split=True) < 1e-12
+    assert (excess > 0.01) if over else (excess < -0.01)
 
 
 def test_pythagoras() -> None:
@@ -389,9 +418,8 @@ def test_the_target_network_centres_with_its_own_copy_of_mu() -> None:
     [("q", {"loss": "va"}), ("dueling", {"loss": "va"}), ("q", {"stream_penalty": 1e-3})],
 )
 def test_a_loss_that_the_head_cannot_serve_is_refused(head: Any, settings: Any) -> None:
-    learner = DQNLearner(vector_q_network(head, 3, 4), **settings)
     with pytest.raises(ValueError, match="needs a head"):
-        learner.update(vector_batch(5))
+        DQNLearner(vector_q_network(head, 3, 4), **settings).update(vector_batch(5))
 
 
 # -- networks side by side -------------------------------------------------------------------------

@@ -44,6 +44,7 @@ FAMILY: dict[str, Recipe] = {
     "dueling": Recipe("dueling"),
     "dueling-behaviour": Recipe("behaviour"),
     "va": Recipe("behaviour", loss="va"),
+    "va-raw": Recipe("uncentred", loss="va"),
     "rdq": Recipe("uncentred", stream_penalty=1e-3),
 }
 """The value learners that differ in head, centring and loss alone; see docs/va_learning.md."""
@@ -57,13 +58,14 @@ class DQNLearner:
         learning_rate, adam_eps: of Adam.
         double: choose the bootstrap action with the online network.
         loss: ``squared``; ``huber``, whose gradient is clipped per item; ``va``, which needs a
-            network with two streams, the advantage centred by the behaviour policy.
+            network with two streams, the advantage centred by the behaviour policy or not at all.
         stream_penalty: coefficient of :func:`classicrl.losses.stream_penalty`; two streams only.
         max_grad_norm: bound on the norm of the whole gradient of a network, its behaviour head
             left out; None for none.
 
     Raises:
-        ValueError: at the first update, if the network lacks what the loss reads.
+        ValueError: if the loss ``va`` meets an advantage centred by the mean, which is not the mean
+            of the actions taken; at the first update, if the network lacks what the loss reads.
     """
 
     def __init__(
@@ -77,6 +79,9 @@ class DQNLearner:
         stream_penalty: float = 0.0,
         max_grad_norm: float | None = 10.0,
     ) -> None:
+        heads = [module for module in network.modules() if isinstance(module, DuelingHead)]
+        if loss == "va" and any(head.centring == "mean" for head in heads):
+            raise ValueError("the loss 'va' needs a head centred by the behaviour, or not at all")
         self.online = network
         self.target = copy.deepcopy(network).requires_grad_(False)
         self.parameters = list(network.parameters())
@@ -188,8 +193,8 @@ class DQNLearner:
         self, output: QOutput | DuelingOutput | BehaviourOutput, action: Tensor, target: Tensor
     ) -> Tensor:
         if self.loss == "va":
-            if not isinstance(output, BehaviourOutput):
-                raise ValueError("the loss 'va' needs a head that is centred by the behaviour")
+            if isinstance(output, QOutput):
+                raise ValueError("the loss 'va' needs a head with two streams")
             loss = losses.va(output.value, losses.chosen(output.advantage, action), target)
         else:
             error = losses.chosen(output.q, action) - target  # [B]
