@@ -31,6 +31,7 @@ MODULES = (
     "qstar",
     "replay",
     "rnd_small",
+    "value_bias",
     "search_rate",
     "sb3_continuous",
     "seeds_together",
@@ -579,6 +580,33 @@ def test_the_table_of_small_environments_by_hand() -> None:
         "ChainLock40, PPO + RND", "150,000", "2 of 3", "60,000 (50,000-70,000)", "0.50"
     )  # fmt: skip
     assert rows[1] == ("ChainLock40, PPO", "150,000", "0 of 1", "-", "0.00")
+
+
+def test_the_bias_of_values_by_hand(tmp_path: Path) -> None:
+    """Rows of the window alone, means over seeds, runs with double Q left out."""
+    value_bias = load("value_bias")
+    for member, seed, double, shift in (
+        ("va", 0, False, 0),
+        ("va", 1, False, 2),
+        ("va", 2, True, 9),
+    ):
+        directory = tmp_path / f"va_minatar-{member}" / "game" / f"seed{seed}"
+        directory.mkdir(parents=True)
+        settings = {"env_id": "MinAtar/Asterix-v1", "member": member, "seed": seed}
+        settings |= {"double": double, "gamma": 0.98}
+        (directory / "config.json").write_text(json.dumps({"config": settings}))
+        lines = ["step,diagnostics/max_q,diagnostics/advantage", "10,99,99"]
+        lines += [f"20,{4 + shift},0.1", f"30,{6 + shift},0.3", "40,99,99"]
+        (directory / "metrics.csv").write_text("\n".join(lines) + "\n")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- benchmark:value_bias -->\n<!-- /benchmark:value_bias -->\n")
+    config = value_bias.Config(reference=tmp_path, docs=page, last_steps=30, window_steps=20)
+    found = value_bias.main(config)
+    runs = found["MinAtar/Asterix-v1", "va"]
+    assert [(run.seed, run.max_q) for run in runs] == [(0, 5.0), (1, 7.0)]
+    (row,) = value_bias.bias_table(found, config).rows
+    assert row == ("MinAtar/Asterix-v1", "va", "2", "6.0", "0.200", "10.0")
+    assert "| 6.0 | 0.200 | 10.0 |" in page.read_text()
 
 
 def test_symphony_compares_the_same_equations(tmp_path: Path) -> None:

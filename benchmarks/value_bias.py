@@ -1,0 +1,119 @@
+"""How far the values of VA-learning lie above what they are trained towards, in published runs.
+
+V is trained towards y, so the mean of V + A - y over the replay is that of A. With the advantage
+centred by the policy that acted it is 0; with an estimate of that policy it need not be, and a
+target passes it on to the step before: mean A / (1 - gamma) where nothing ends.
+
+    python benchmarks/value_bias.py
+
+reads the metrics of the runs of MinAtar in runs/reference/ and writes the table in
+docs/va_and_dueling.md. Nothing is trained.
+"""
+
+import dataclasses
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tyro
+from report import Table, markdown, replace_block, show
+
+from classicrl.command_line import exit_with, require_positive
+from classicrl.errors import UserError
+from classicrl.experiment import read_json
+from classicrl.loggers import read_csv
+
+ROOT = Path(__file__).resolve().parents[1]
+MEMBERS = ("dqn", "dueling-behaviour", "va-raw", "va")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A step is one decision in one environment."""
+
+    reference: Path = ROOT / "runs" / "reference"
+    """Published runs."""
+    docs: Path = ROOT / "docs" / "va_and_dueling.md"
+    """Markdown file with a pair of markers for the table."""
+    last_steps: int = 300_000
+    """The rows of metrics.csv up to this step ..."""
+    window_steps: int = 50_000
+    """... and this many before it are averaged."""
+
+
+class Bias(NamedTuple):
+    """Of one run."""
+
+    seed: int
+    max_q: float
+    advantage: float  # batch mean of A(x,a); NaN without two streams
+    gamma: float
+
+
+def main(config: Config) -> dict[tuple[str, str], list[Bias]]:
+    """Writes the table; per game and member, the figures of each seed."""
+    require_positive(config)
+    if not config.docs.exists():
+        raise UserError(f"{config.docs} does not exist: name the page by --docs")
+    found = read_runs(config)
+    if not found:
+        raise UserError(f"{config.reference} has no runs of MinAtar: name another by --reference")
+    table = bias_table(found, config)
+    show([table])
+    text = config.docs.read_text()
+    config.docs.write_text(replace_block(text, "value_bias", markdown(table)))
+    return found
+
+
+def read_runs(config: Config) -> dict[tuple[str, str], list[Bias]]:
+    """Per game and member, what the published runs logged, by seed."""
+    found: dict[tuple[str, str], list[Bias]] = defaultdict(list)
+    for path in sorted(config.reference.glob("va_minatar-*/*/*/metrics.csv")):
+        settings = read_json(path.parent / "config.json")["config"]
+        columns = read_csv(path)
+        steps = columns["step"]
+        rows = (steps > config.last_steps - config.window_steps) & (steps <= config.last_steps)
+        if not rows.any() or settings["double"]:
+            continue
+        advantage = columns.get("diagnostics/advantage")
+        found[settings["env_id"], settings["member"]].append(
+            Bias(
+                seed=settings["seed"],
+                max_q=float(columns["diagnostics/max_q"][rows].mean()),
+                advantage=float("nan") if advantage is None else float(advantage[rows].mean()),
+                gamma=settings["gamma"],
+            )
+        )
+    return found
+
+
+def bias_table(found: dict[tuple[str, str], list[Bias]], config: Config) -> Table:
+    """The figures, means over seeds."""
+    rows = []
+    for game in sorted({game for game, _ in found}):
+        for member in MEMBERS:
+            runs = found.get((game, member), [])
+            if not runs:
+                continue
+            passed_on = [run.advantage / (1.0 - run.gamma) for run in runs]
+            centred = member in ("dueling-behaviour", "dqn")
+            rows.append(
+                (
+                    game,
+                    member,
+                    str(len(runs)),
+                    f"{np.mean([run.max_q for run in runs]):.1f}",
+                    "-" if member == "dqn" else f"{np.mean([r.advantage for r in runs]):.3f}",
+                    "-" if centred else f"{np.mean(passed_on):.1f}",
+                )
+            )
+    return Table(
+        f"steps {config.last_steps - config.window_steps:,} to {config.last_steps:,} of training",
+        ("game", "member", "seeds", "max Q", "mean A", "mean A / (1 - gamma)"),
+        rows,
+    )
+
+
+if __name__ == "__main__":
+    exit_with(main, tyro.cli(Config, description=__doc__))
