@@ -42,6 +42,9 @@ class Config:
     """Default: runs/dqn_rnd_small/<environment>-<member>-<bonus>/seed<seed>."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run left in the run directory."""
+    init_from: Path | None = None
+    """Begin with the extrinsic stream of this run directory, model directory or model file; all
+    else, the bonus too, begins anew. A run that has a checkpoint continues from that."""
 
     bonus: Literal["rnd", "none"] = "rnd"
     """none: the member alone, exploring by epsilon."""
@@ -94,6 +97,7 @@ from classicrl.envs.gym_vector import GymVector, gym_protocol
 from classicrl.errors import RunFailure, UserError
 from classicrl.evaluation import GymEvaluator, epsilon_greedy
 from classicrl.experiment import Run, StopRequest, versions
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import describe, set_threads
 from classicrl.networks import vector_q_network, vector_rnd_networks
@@ -125,6 +129,9 @@ def main(config: Config) -> dict[str, Any]:
     directory = config.run_dir or Path(
         f"runs/{AGENT}/{name}-{config.member}-{config.bonus}/seed{config.seed}"
     )
+    require_initial_weights(
+        config.init_from, directory, card_of(config), overwrite=config.overwrite
+    )
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
         config = run.configure(config, lambda config: config)
         summary = run.summary
@@ -132,6 +139,17 @@ def main(config: Config) -> dict[str, Any]:
             summary = train(config, run, stop)
         print(run.closing_lines(summary))
         return summary
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": f"{AGENT}-{config.member}",
+        "env_id": config.env_id,
+        "protocol": gym_protocol(config.env_id).name,
+        "torso": "vector",
+        "head": FAMILY[config.member].head,
+    }
 
 
 def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
@@ -204,13 +222,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         },
         replay=replay,
         model=extrinsic.online,
-        card={
-            "agent": f"{AGENT}-{config.member}",
-            "env_id": config.env_id,
-            "protocol": protocol.name,
-            "torso": "vector",
-            "head": recipe.head,
-        },
+        card=card_of(config),
         info={"versions": software},
         say=progress.say,
     )
@@ -221,6 +233,9 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             episodes.begin_new_episodes()
     else:
         obs = envs.reset()
+        if config.init_from is not None:
+            progress.say(take_initial_weights(extrinsic.online, config.init_from, card_of(config)))
+            extrinsic.sync_target()
     # What follows the end of an episode in the intrinsic stream, which knows no ends: the start of
     # the next one. That of the environments here is always the same.
     start_obs = torch.from_numpy(obs[:1].copy()) if count.step == 0 else predictor.start_obs

@@ -51,6 +51,9 @@ class Config:
     """Default: runs/dueling_dqn_atari/<environment>-<protocol>/seed<seed>."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run left in the run directory."""
+    init_from: Path | None = None
+    """Begin with the weights of this run directory, model directory or model file; all else
+    begins anew. A run that has a checkpoint continues from that."""
 
     torso: Literal["nature", "small"] = "small"
     """nature: the convolutions of 2015. small: those of 2013, a third of the arithmetic."""
@@ -141,6 +144,7 @@ from classicrl.envs.atari import PROTOCOLS, AtariVector, make_atari
 from classicrl.errors import RunFailure
 from classicrl.evaluation import AtariEvaluator, epsilon_greedy
 from classicrl.experiment import Run, StopRequest, versions
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, describe, require_memory, set_threads
 from classicrl.networks import atari_q_network
@@ -161,6 +165,9 @@ def main(config: Config) -> dict[str, Any]:
     )
     game = config.env_id.replace("/", "-")
     directory = config.run_dir or Path(f"runs/{AGENT}/{game}-{config.protocol}/seed{config.seed}")
+    require_initial_weights(
+        config.init_from, directory, card_of(config), overwrite=config.overwrite
+    )
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
         config = run.configure(config, resolve)
         summary = run.summary
@@ -168,6 +175,17 @@ def main(config: Config) -> dict[str, Any]:
             summary = train(config, run, stop)
         print(run.closing_lines(summary))
         return summary
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": AGENT,
+        "env_id": config.env_id,
+        "protocol": config.protocol,
+        "torso": config.torso,
+        "head": "dueling",
+    }
 
 
 def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
@@ -240,13 +258,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         replay=replay,
         save_replay=config.checkpoint_replay == "full",
         model=learner.online,
-        card={
-            "agent": AGENT,
-            "env_id": config.env_id,
-            "protocol": config.protocol,
-            "torso": config.torso,
-            "head": "dueling",
-        },
+        card=card_of(config),
         info={"versions": software},
         say=progress.say,
     )
@@ -262,6 +274,9 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
     else:
         obs = envs.reset()
+        if config.init_from is not None:
+            progress.say(take_initial_weights(learner.online, config.init_from, card_of(config)))
+            learner.sync_target()
     progress.begin_at(count.step)
     log = MetricsLog(
         run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step

@@ -54,6 +54,9 @@ class Config:
     """Default: runs/ppo_rnd_atari/<environment>-<bonus>/seed<seed>."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run left in the run directory."""
+    init_from: Path | None = None
+    """Begin with the policy and values of this run directory, model directory or model file; all
+    else, the bonus too, begins anew. A run that has a checkpoint continues from that."""
 
     policy: Literal["cnn", "gru"] = "cnn"
     """gru: with memory, as in the paper's headline results."""
@@ -157,6 +160,7 @@ from classicrl.envs.atari import PROTOCOLS, AtariSingle, available_cpus, make_at
 from classicrl.errors import RunFailure, UserError
 from classicrl.experiment import Run, StopRequest, shared_run, versions
 from classicrl.exploration import ExplorationEvaluator
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, describe, require_memory, set_threads
 from classicrl.networks import atari_actor_critic, atari_rnd_networks
@@ -182,6 +186,9 @@ def main(config: Config) -> dict[str, Any]:
     )
     game = config.env_id.replace("/", "-")
     directory = config.run_dir or Path(f"runs/{AGENT}/{game}-{config.bonus}/seed{config.seed}")
+    require_initial_weights(
+        config.init_from, directory, card_of(config), overwrite=config.overwrite
+    )
     device = choose_device(config.device)
     with (
         join_ranks(device.type) as ranks,
@@ -233,6 +240,17 @@ def num_minibatches(config: Config, ranks: Ranks) -> int:
     if config.shuffle:
         return config.num_minibatches
     return min(config.num_minibatches, config.num_envs // ranks.size)
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": f"{AGENT}-{config.bonus}",
+        "env_id": config.env_id,
+        "protocol": config.protocol,
+        "torso": config.policy,
+        "head": "actor-critic",
+    }
 
 
 def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str, Any]:
@@ -336,13 +354,7 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
             **{f"envs{g}": part for g, part in enumerate(envs)},
         },
         model=network,
-        card={
-            "agent": f"{AGENT}-{config.bonus}",
-            "env_id": config.env_id,
-            "protocol": config.protocol,
-            "torso": config.policy,
-            "head": "actor-critic",
-        },
+        card=card_of(config),
         info={"versions": software},
         say=say,
         ranks=ranks,
@@ -379,6 +391,8 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
             rollout.begin_new_episodes(observations())
             episodes.begin_new_episodes()
     else:
+        if config.init_from is not None:
+            say(take_initial_weights(network, config.init_from, card_of(config)))
         for part in envs:
             part.reset()
         if rnd is not None:

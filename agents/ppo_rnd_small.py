@@ -41,6 +41,9 @@ class Config:
     """Default: runs/ppo_rnd_small/<environment>-<bonus>/seed<seed>."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run left in the run directory."""
+    init_from: Path | None = None
+    """Begin with the policy and values of this run directory, model directory or model file; all
+    else, the bonus too, begins anew. A run that has a checkpoint continues from that."""
 
     bonus: Literal["rnd", "none"] = "rnd"
     """none: plain PPO, for comparison."""
@@ -104,6 +107,7 @@ from classicrl.envs.gym_vector import GymVector, gym_protocol
 from classicrl.errors import RunFailure, UserError
 from classicrl.evaluation import GymEvaluator
 from classicrl.experiment import Run, StopRequest, versions
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, describe, set_threads
 from classicrl.networks import vector_actor_critic, vector_rnd_networks
@@ -134,6 +138,9 @@ def main(config: Config) -> dict[str, Any]:
         )
     name = config.env_id.replace("/", "-")
     directory = config.run_dir or Path(f"runs/{AGENT}/{name}-{config.bonus}/seed{config.seed}")
+    require_initial_weights(
+        config.init_from, directory, card_of(config), overwrite=config.overwrite
+    )
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
         config = run.configure(config, lambda config: config)
         summary = run.summary
@@ -141,6 +148,17 @@ def main(config: Config) -> dict[str, Any]:
             summary = train(config, run, stop)
         print(run.closing_lines(summary))
         return summary
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": f"{AGENT}-{config.bonus}",
+        "env_id": config.env_id,
+        "protocol": gym_protocol(config.env_id).name,
+        "torso": "vector",
+        "head": "actor-critic",
+    }
 
 
 def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
@@ -213,13 +231,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             "rewarded": rewarded,
         },
         model=network,
-        card={
-            "agent": f"{AGENT}-{config.bonus}",
-            "env_id": config.env_id,
-            "protocol": protocol.name,
-            "torso": "vector",
-            "head": "actor-critic",
-        },
+        card=card_of(config),
         info={"versions": software},
         say=progress.say,
     )
@@ -231,6 +243,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             rollout.begin_new_episodes(obs)
             episodes.begin_new_episodes()
     else:
+        if config.init_from is not None:
+            progress.say(take_initial_weights(network, config.init_from, card_of(config)))
         obs = torch.from_numpy(envs.reset())
         if rnd is not None:
             rng = np.random.default_rng([config.seed, 1])

@@ -50,6 +50,9 @@ class Config:
     """Default: runs/qstar_cube3_train/cube3-<actions>/seed<seed>."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run left there."""
+    init_from: Path | None = None
+    """Begin with the network of this run directory, model directory or model file; all else begins
+    anew. A run that has a checkpoint continues from that."""
 
     embedding_size: int = 1024
     """Units of the first layer."""
@@ -127,6 +130,7 @@ from classicrl.domains.cube3_evaluation import NetworkEvaluator, Scores
 from classicrl.domains.cube3_walks import CubeWalks
 from classicrl.errors import RunFailure, UserError
 from classicrl.experiment import Run, StopRequest, versions
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, describe, set_threads
 from classicrl.networks.byte_q_network import ByteQNetwork
@@ -154,6 +158,9 @@ def main(config: Config) -> dict[str, Any]:
         at_most_one={"walk_share"},
     )  # fmt: skip
     directory = config.run_dir or Path(f"runs/{AGENT}/cube3-{config.actions}/seed{config.seed}")
+    require_initial_weights(
+        config.init_from, directory, card_of(config), overwrite=config.overwrite
+    )
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
         config = run.configure(config, lambda new: new)
         summary = run.summary
@@ -171,6 +178,18 @@ def main(config: Config) -> dict[str, Any]:
             f"curves: tensorboard --logdir {directory}"
         )
         return summary
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": AGENT,
+        "domain": "cube3",
+        "actions": str(config.actions),
+        "embedding_size": str(config.embedding_size),
+        "hidden_size": str(config.hidden_size),
+        "num_blocks": str(config.num_blocks),
+    }
 
 
 def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
@@ -204,14 +223,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     learner = QIterationLearner(network.to(device), learning_rate=config.learning_rate)
     evaluator = NetworkEvaluator(domain, ball, width=config.evaluation_width)
     means = MeanMetrics()
-    card = {
-        "agent": AGENT,
-        "domain": "cube3",
-        "actions": str(config.actions),
-        "embedding_size": str(config.embedding_size),
-        "hidden_size": str(config.hidden_size),
-        "num_blocks": str(config.num_blocks),
-    }
+    card = card_of(config)
 
     def bellman_target(states: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Drawn actions [B] and targets [B]: 1 + cost of the next state, exact where it is known.
@@ -256,7 +268,9 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         info={"versions": software},
         say=progress.say,
     )
-    state.resume()
+    if not state.resume() and config.init_from is not None:
+        progress.say(take_initial_weights(learner.online, config.init_from, card))
+        learner.sync_target()
     progress.begin_at(count.step)
     log = MetricsLog(
         run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step

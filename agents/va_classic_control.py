@@ -51,6 +51,10 @@ class Config:
     """Holds a directory per seed. Default: runs/va_classic_control-<member>/<environment>-plain."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run of these seeds left there."""
+    init_from: Path | None = None
+    """Begin every seed with the weights of this model file, run or model directory, or, where that
+    holds a seed<n> for each, each with its own; all else begins anew. A run that has a checkpoint
+    continues from that."""
 
     double: bool = False
     """Choose bootstrap actions with the online network."""
@@ -104,12 +108,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from classicrl.algorithms.dqn import FAMILY, DQNLearner
+from classicrl.algorithms.dqn import FAMILY, DQNLearner, wide_head
 from classicrl.console import TrainingProgress
 from classicrl.envs.gym_vector import GymVector, gym_protocol
 from classicrl.errors import RunFailure, UserError
 from classicrl.evaluation import Evaluation, GymEvaluator, epsilon_greedy, pooled
 from classicrl.experiment import StopRequest, versions
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, describe, require_memory, set_threads
 from classicrl.networks import member_state, vector_q_network
@@ -134,6 +139,13 @@ def main(config: Config) -> dict[str, Any]:
     game = f"{config.env_id.replace('/', '-')}-{protocol}"
     parent = config.run_dir or Path(f"runs/{AGENT}-{config.member}/{game}")
     seeds = range(config.seed, config.seed + config.num_seeds)
+    require_initial_weights(
+        config.init_from,
+        parent / f"seeds{seeds[0]}-{seeds[-1]}",
+        card_of(config),
+        overwrite=config.overwrite,
+        seeds=seeds,
+    )
     with SeedGroup(parent, seeds, overwrite=config.overwrite) as group, StopRequest() as stop:
         config = group.configure(config)
         summary = group.summary
@@ -141,6 +153,17 @@ def main(config: Config) -> dict[str, Any]:
             summary = train(config, group, stop)
         print(group.closing_lines(summary))
         return summary
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": f"{AGENT}-{config.member}",
+        "env_id": config.env_id,
+        "protocol": gym_protocol(config.env_id).name,
+        "torso": TORSO,
+        "head": wide_head(config.member),
+    }
 
 
 def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]:
@@ -175,7 +198,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         flag="--replay-capacity",
     )
     recipe = FAMILY[config.member]
-    head = "q-wide" if config.member == "dqn" else recipe.head
+    head = wide_head(config.member)
     network = vector_q_network(head, envs.obs_shape[-1], envs.num_actions, seeds=seeds)
     learner = DQNLearner(
         network.to(device),
@@ -251,13 +274,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         save_replay=config.checkpoint_replay == "full",
         model=learner.online,
         member_directories=group.directories,
-        card={
-            "agent": f"{AGENT}-{config.member}",
-            "env_id": config.env_id,
-            "protocol": protocol.name,
-            "torso": TORSO,
-            "head": head,
-        },
+        card=card_of(config),
         info={"versions": software},
         say=progress.say,
     )
@@ -273,6 +290,11 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
             progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
     else:
         obs = envs.reset()
+        if config.init_from is not None:
+            progress.say(
+                take_initial_weights(learner.online, config.init_from, card_of(config), seeds=seeds)
+            )
+            learner.sync_target()
     progress.begin_at(K * count.step)
     logs = [
         MetricsLog(directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step)

@@ -51,6 +51,10 @@ class Config:
     """Holds a directory per seed. Default: runs/va_minatar-<member>/<environment>-minatar."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run of these seeds left there."""
+    init_from: Path | None = None
+    """Begin every seed with the weights of this model file, run or model directory, or, where that
+    holds a seed<n> for each, each with its own; all else begins anew. A run that has a checkpoint
+    continues from that."""
 
     double: bool = False
     """Choose bootstrap actions with the online network."""
@@ -108,6 +112,7 @@ from classicrl.envs.gym_vector import MINATAR_GAMES, GymVector, gym_protocol
 from classicrl.errors import RunFailure, UserError
 from classicrl.evaluation import Evaluation, GymEvaluator, epsilon_greedy, pooled
 from classicrl.experiment import StopRequest, versions
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, describe, require_memory, set_threads
 from classicrl.networks import member_state, minatar_q_network
@@ -137,6 +142,13 @@ def main(config: Config) -> dict[str, Any]:
     game = f"{config.env_id.replace('/', '-')}-{protocol}"
     parent = config.run_dir or Path(f"runs/{AGENT}-{config.member}/{game}")
     seeds = range(config.seed, config.seed + config.num_seeds)
+    require_initial_weights(
+        config.init_from,
+        parent / f"seeds{seeds[0]}-{seeds[-1]}",
+        card_of(config),
+        overwrite=config.overwrite,
+        seeds=seeds,
+    )
     with SeedGroup(parent, seeds, overwrite=config.overwrite) as group, StopRequest() as stop:
         config = group.configure(config)
         summary = group.summary
@@ -144,6 +156,17 @@ def main(config: Config) -> dict[str, Any]:
             summary = train(config, group, stop)
         print(group.closing_lines(summary))
         return summary
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": f"{AGENT}-{config.member}",
+        "env_id": config.env_id,
+        "protocol": gym_protocol(config.env_id).name,
+        "torso": TORSO,
+        "head": FAMILY[config.member].head,
+    }
 
 
 def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]:
@@ -247,13 +270,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         save_replay=config.checkpoint_replay == "full",
         model=learner.online,
         member_directories=group.directories,
-        card={
-            "agent": f"{AGENT}-{config.member}",
-            "env_id": config.env_id,
-            "protocol": protocol.name,
-            "torso": TORSO,
-            "head": recipe.head,
-        },
+        card=card_of(config),
         info={"versions": software},
         say=progress.say,
     )
@@ -269,6 +286,11 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
             progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
     else:
         obs = envs.reset()
+        if config.init_from is not None:
+            progress.say(
+                take_initial_weights(learner.online, config.init_from, card_of(config), seeds=seeds)
+            )
+            learner.sync_target()
     progress.begin_at(K * count.step)
     logs = [
         MetricsLog(directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step)

@@ -49,6 +49,11 @@ FAMILY: dict[str, Recipe] = {
 """The value learners that differ in head, centring and loss alone; see docs/va_learning.md."""
 
 
+def wide_head(member: str) -> HeadName:
+    """The head of a member of the family, its single stream as wide as the others' two together."""
+    return "q-wide" if member == "dqn" else FAMILY[member].head
+
+
 class DQNLearner:
     """Online and target network, optimiser, update.
 

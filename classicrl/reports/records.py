@@ -36,6 +36,8 @@ _NOT_OF_THE_METHOD = {
     "overwrite",
     "device",
     "threads",
+    "compile",
+    "track",
     "log_period_steps",
     "evaluation_period_steps",
     "evaluation_episodes",
@@ -120,7 +122,12 @@ def read_run(directory: Path) -> RunRecord:
         protocol=str(known.get("protocol", "classic")),
         seed=seed,
         variant=str(variant),
-        settings={k: v for k, v in config.items() if k not in _NOT_OF_THE_METHOD},
+        settings={
+            name: value
+            for name, value in config.items()
+            # Runs of versions that could not begin with given weights are as those that did not.
+            if name not in _NOT_OF_THE_METHOD and (name, value) != ("init_from", None)
+        },
         metrics=read_curves(directory / "metrics.csv"),
         evaluations=read_curves(directory / "evaluations.csv"),
     )
