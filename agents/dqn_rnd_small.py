@@ -38,6 +38,9 @@ class Config:
     """Environments side by side."""
     threads: int = may_change(1)
     """CPU threads; 0: all that this process may use."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/dqn_rnd_small/<environment>-<member>-<bonus>/seed<seed>."""
     overwrite: bool = not_recorded(False)
@@ -99,7 +102,7 @@ from classicrl.evaluation import GymEvaluator, epsilon_greedy
 from classicrl.experiment import Run, StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
-from classicrl.machine import describe, set_threads
+from classicrl.machine import compile_networks, describe, set_threads
 from classicrl.networks import vector_q_network, vector_rnd_networks
 from classicrl.replay import ReplayBuffer
 from classicrl.schedules import crossings
@@ -176,6 +179,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         )
 
     extrinsic, intrinsic = learner_of(config.seed), learner_of(config.seed + 1)
+    if config.compile:
+        compile_networks(extrinsic.online, extrinsic.target, intrinsic.online, intrinsic.target)
     rnd = RND(
         *vector_rnd_networks(size, seed=config.seed),
         (size,),

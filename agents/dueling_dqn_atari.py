@@ -47,6 +47,9 @@ class Config:
     """auto: the GPU if there is one."""
     threads: int = may_change(0)
     """CPU threads; 0: all that this process may use."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/dueling_dqn_atari/<environment>-<protocol>/seed<seed>."""
     overwrite: bool = not_recorded(False)
@@ -146,7 +149,7 @@ from classicrl.evaluation import AtariEvaluator, epsilon_greedy
 from classicrl.experiment import Run, StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
-from classicrl.machine import choose_device, describe, require_memory, set_threads
+from classicrl.machine import choose_device, compile_networks, describe, require_memory, set_threads
 from classicrl.networks import atari_q_network
 from classicrl.replay import ReplayBuffer, replay_nbytes
 from classicrl.schedules import crossings, linear
@@ -215,6 +218,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         loss=config.loss,
         max_grad_norm=config.max_grad_norm,
     )
+    if config.compile:
+        compile_networks(learner.online, learner.target)
     replay = ReplayBuffer(
         config.replay_capacity,
         frame_shape,

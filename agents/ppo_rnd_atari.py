@@ -50,6 +50,9 @@ class Config:
     """auto: the GPU if there is one."""
     threads: int = may_change(0)
     """CPU threads of each process; 0: all that there are, shared by the processes."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/ppo_rnd_atari/<environment>-<bonus>/seed<seed>."""
     overwrite: bool = not_recorded(False)
@@ -162,7 +165,7 @@ from classicrl.experiment import Run, StopRequest, shared_run, versions
 from classicrl.exploration import ExplorationEvaluator
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
-from classicrl.machine import choose_device, describe, require_memory, set_threads
+from classicrl.machine import choose_device, compile_networks, describe, require_memory, set_threads
 from classicrl.networks import atari_actor_critic, atari_rnd_networks
 from classicrl.replay import Rollout, rollout_nbytes
 from classicrl.schedules import crossings, linear
@@ -320,6 +323,8 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
         seed=config.seed,
         ranks=ranks,
     )
+    if config.compile:
+        compile_networks(network, *([] if rnd is None else [rnd.target, rnd.predictor]))
     rollout = Rollout(T, N, obs_shape, state_size=network.state_size, device=device)
     weights = None
     if config.taylor_k is not None:

@@ -37,6 +37,9 @@ class Config:
     """The networks are too small to gain from a GPU."""
     threads: int = may_change(1)
     """CPU threads; 0: all that this process may use. The networks are too small for more than 1."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/ppo_rnd_small/<environment>-<bonus>/seed<seed>."""
     overwrite: bool = not_recorded(False)
@@ -109,7 +112,7 @@ from classicrl.evaluation import GymEvaluator
 from classicrl.experiment import Run, StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
-from classicrl.machine import choose_device, describe, set_threads
+from classicrl.machine import choose_device, compile_networks, describe, set_threads
 from classicrl.networks import vector_actor_critic, vector_rnd_networks
 from classicrl.replay import Rollout
 from classicrl.schedules import crossings
@@ -211,6 +214,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
     )
+    if config.compile:
+        compile_networks(network, *([] if rnd is None else [rnd.target, rnd.predictor]))
     rollout = Rollout(T, N, (size,), obs_dtype=torch.float32, device=device)
     episodes = EpisodeStatistics(N, window_episodes=RECENT_EPISODES)
     means = MeanMetrics()

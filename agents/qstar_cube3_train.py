@@ -46,6 +46,9 @@ class Config:
     """auto: the GPU if there is one."""
     threads: int = may_change(0)
     """CPU threads; 0: all that this process may use."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/qstar_cube3_train/cube3-<actions>/seed<seed>."""
     overwrite: bool = not_recorded(False)
@@ -132,7 +135,7 @@ from classicrl.errors import RunFailure, UserError
 from classicrl.experiment import Run, StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import MeanMetrics, MetricsLog
-from classicrl.machine import choose_device, describe, set_threads
+from classicrl.machine import choose_device, compile_networks, describe, set_threads
 from classicrl.networks.byte_q_network import ByteQNetwork
 from classicrl.schedules import crossings
 from classicrl.search.nodes import Perimeter
@@ -221,6 +224,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     if config.trunk is not None:
         take_trunk(network, config.trunk)
     learner = QIterationLearner(network.to(device), learning_rate=config.learning_rate)
+    if config.compile:
+        compile_networks(learner.online, learner.target)
     evaluator = NetworkEvaluator(domain, ball, width=config.evaluation_width)
     means = MeanMetrics()
     card = card_of(config)

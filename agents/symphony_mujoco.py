@@ -58,6 +58,9 @@ class Config:
     """auto: the GPU if there is one."""
     threads: int = may_change(0)
     """CPU threads; 0: all that this process may use. 1 makes resuming exact to the bit."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
     cuda_graph: bool = may_change(True)
     """On a GPU: all updates of a step as one CUDA graph."""
     tf32: bool = may_change(True)
@@ -202,7 +205,7 @@ from classicrl.errors import RunFailure, UserError
 from classicrl.experiment import Run, StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
-from classicrl.machine import choose_device, describe, require_memory, set_threads
+from classicrl.machine import choose_device, compile_networks, describe, require_memory, set_threads
 from classicrl.networks.symphony import SymphonyActor, SymphonyCritics, init_symphony_
 from classicrl.replay.fading import FadingReplay, fading_nbytes
 from classicrl.schedules import crossings
@@ -323,6 +326,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         advantage_floor=config.advantage_floor,
         seed=noise_seed,
     )
+    if config.compile:
+        compile_networks(actor, critics, learner.target)
     replay = FadingReplay(
         S,
         A,

@@ -47,6 +47,9 @@ class Config:
     """auto: the GPU if there is one."""
     threads: int = may_change(0)
     """CPU threads; 0: all that this process may use."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
     run_dir: Path | None = not_recorded(None)
     """Holds a directory per seed. Default: runs/va_minatar-<member>/<environment>-minatar."""
     overwrite: bool = not_recorded(False)
@@ -114,7 +117,7 @@ from classicrl.evaluation import Evaluation, GymEvaluator, epsilon_greedy, poole
 from classicrl.experiment import StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
-from classicrl.machine import choose_device, describe, require_memory, set_threads
+from classicrl.machine import choose_device, compile_networks, describe, require_memory, set_threads
 from classicrl.networks import member_state, minatar_q_network
 from classicrl.replay import MemberReplays, ReplayBuffer, replay_nbytes
 from classicrl.schedules import crossings, linear
@@ -206,6 +209,8 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         stream_penalty=recipe.stream_penalty,
         max_grad_norm=None,
     )
+    if config.compile:
+        compile_networks(learner.online, learner.target)
     replays = MemberReplays(
         [
             ReplayBuffer(
