@@ -41,6 +41,8 @@ class Config:
     compile: bool = may_change(False)
     """Compile the networks with torch.compile: equal up to rounding, and not always faster
     (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/dqn_rnd_small/<environment>-<member>-<bonus>/seed<seed>."""
     overwrite: bool = not_recorded(False)
@@ -106,6 +108,7 @@ from classicrl.machine import compile_networks, describe, set_threads
 from classicrl.networks import vector_q_network, vector_rnd_networks
 from classicrl.replay import ReplayBuffer
 from classicrl.schedules import crossings
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 from classicrl.types import Transition
 
@@ -132,6 +135,7 @@ def main(config: Config) -> dict[str, Any]:
     directory = config.run_dir or Path(
         f"runs/{AGENT}/{name}-{config.member}-{config.bonus}/seed{config.seed}"
     )
+    require_tracker(config.track)
     require_initial_weights(
         config.init_from, directory, card_of(config), overwrite=config.overwrite
     )
@@ -247,7 +251,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     predictor.start_obs = start_obs
     progress.begin_at(count.step)
     log = MetricsLog(
-        run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+        run.directory,
+        resume_step=count.step,
+        evaluated_at_step=count.evaluated_at_step,
+        track=config.track,
     )
 
     def check_finite() -> None:

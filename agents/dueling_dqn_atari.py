@@ -50,6 +50,8 @@ class Config:
     compile: bool = may_change(False)
     """Compile the networks with torch.compile: equal up to rounding, and not always faster
     (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/dueling_dqn_atari/<environment>-<protocol>/seed<seed>."""
     overwrite: bool = not_recorded(False)
@@ -153,6 +155,7 @@ from classicrl.machine import choose_device, compile_networks, describe, require
 from classicrl.networks import atari_q_network
 from classicrl.replay import ReplayBuffer, replay_nbytes
 from classicrl.schedules import crossings, linear
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "dueling_dqn_atari"
@@ -168,6 +171,7 @@ def main(config: Config) -> dict[str, Any]:
     )
     game = config.env_id.replace("/", "-")
     directory = config.run_dir or Path(f"runs/{AGENT}/{game}-{config.protocol}/seed{config.seed}")
+    require_tracker(config.track)
     require_initial_weights(
         config.init_from, directory, card_of(config), overwrite=config.overwrite
     )
@@ -284,7 +288,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             learner.sync_target()
     progress.begin_at(count.step)
     log = MetricsLog(
-        run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+        run.directory,
+        resume_step=count.step,
+        evaluated_at_step=count.evaluated_at_step,
+        track=config.track,
     )
 
     def check_finite() -> None:

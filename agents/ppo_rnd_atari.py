@@ -53,6 +53,8 @@ class Config:
     compile: bool = may_change(False)
     """Compile the networks with torch.compile: equal up to rounding, and not always faster
     (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/ppo_rnd_atari/<environment>-<bonus>/seed<seed>."""
     overwrite: bool = not_recorded(False)
@@ -170,6 +172,7 @@ from classicrl.networks import atari_actor_critic, atari_rnd_networks
 from classicrl.replay import Rollout, rollout_nbytes
 from classicrl.schedules import crossings, linear
 from classicrl.taylor import taylor_weights
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "ppo_rnd_atari"
@@ -189,6 +192,7 @@ def main(config: Config) -> dict[str, Any]:
     )
     game = config.env_id.replace("/", "-")
     directory = config.run_dir or Path(f"runs/{AGENT}/{game}-{config.bonus}/seed{config.seed}")
+    require_tracker(config.track)
     require_initial_weights(
         config.init_from, directory, card_of(config), overwrite=config.overwrite
     )
@@ -411,7 +415,10 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
     log = None
     if ranks.is_first:
         log = MetricsLog(
-            run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+            run.directory,
+            resume_step=count.step,
+            evaluated_at_step=count.evaluated_at_step,
+            track=config.track,
         )
 
     def check_finite() -> None:

@@ -40,6 +40,8 @@ class Config:
     compile: bool = may_change(False)
     """Compile the networks with torch.compile: equal up to rounding, and not always faster
     (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/ppo_rnd_small/<environment>-<bonus>/seed<seed>."""
     overwrite: bool = not_recorded(False)
@@ -116,6 +118,7 @@ from classicrl.machine import choose_device, compile_networks, describe, set_thr
 from classicrl.networks import vector_actor_critic, vector_rnd_networks
 from classicrl.replay import Rollout
 from classicrl.schedules import crossings
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "ppo_rnd_small"
@@ -141,6 +144,7 @@ def main(config: Config) -> dict[str, Any]:
         )
     name = config.env_id.replace("/", "-")
     directory = config.run_dir or Path(f"runs/{AGENT}/{name}-{config.bonus}/seed{config.seed}")
+    require_tracker(config.track)
     require_initial_weights(
         config.init_from, directory, card_of(config), overwrite=config.overwrite
     )
@@ -262,7 +266,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         rollout.begin_new_episodes(obs.to(device))
     progress.begin_at(count.step)
     log = MetricsLog(
-        run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+        run.directory,
+        resume_step=count.step,
+        evaluated_at_step=count.evaluated_at_step,
+        track=config.track,
     )
 
     def check_finite() -> None:

@@ -49,6 +49,8 @@ class Config:
     compile: bool = may_change(False)
     """Compile the networks with torch.compile: equal up to rounding, and not always faster
     (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/qstar_cube3_train/cube3-<actions>/seed<seed>."""
     overwrite: bool = not_recorded(False)
@@ -139,6 +141,7 @@ from classicrl.machine import choose_device, compile_networks, describe, set_thr
 from classicrl.networks.byte_q_network import ByteQNetwork
 from classicrl.schedules import crossings
 from classicrl.search.nodes import Perimeter
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "qstar_cube3_train"
@@ -161,6 +164,7 @@ def main(config: Config) -> dict[str, Any]:
         at_most_one={"walk_share"},
     )  # fmt: skip
     directory = config.run_dir or Path(f"runs/{AGENT}/cube3-{config.actions}/seed{config.seed}")
+    require_tracker(config.track)
     require_initial_weights(
         config.init_from, directory, card_of(config), overwrite=config.overwrite
     )
@@ -278,7 +282,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         learner.sync_target()
     progress.begin_at(count.step)
     log = MetricsLog(
-        run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+        run.directory,
+        resume_step=count.step,
+        evaluated_at_step=count.evaluated_at_step,
+        track=config.track,
     )
     walk_model = run.directory / WALK_MODEL_FILE
 

@@ -61,6 +61,8 @@ class Config:
     compile: bool = may_change(False)
     """Compile the networks with torch.compile: equal up to rounding, and not always faster
     (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     cuda_graph: bool = may_change(True)
     """On a GPU: all updates of a step as one CUDA graph."""
     tf32: bool = may_change(True)
@@ -210,6 +212,7 @@ from classicrl.networks.symphony import SymphonyActor, SymphonyCritics, init_sym
 from classicrl.replay.fading import FadingReplay, fading_nbytes
 from classicrl.schedules import crossings
 from classicrl.smoothness import SmoothnessMeter
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "symphony_mujoco"
@@ -228,6 +231,7 @@ def main(config: Config) -> dict[str, Any]:
     game = f"{config.env_id.replace('/', '-')}-{PROTOCOL.name}"
     agent = f"{AGENT}-{config.member}"
     directory = config.run_dir or Path(f"runs/{agent}/{game}/seed{config.seed}")
+    require_tracker(config.track)
     require_initial_weights(
         config.init_from,
         directory,
@@ -408,7 +412,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     refilling = count.step >= warmup_steps and not replay.warmup_done
     progress.begin_at(count.step)
     log = MetricsLog(
-        run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+        run.directory,
+        resume_step=count.step,
+        evaluated_at_step=count.evaluated_at_step,
+        track=config.track,
     )
 
     def check_finite() -> None:
@@ -522,7 +529,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             try:
                 if not evaluator.record_gif(video):
                     raise SystemExit(stop.exit_code)
-                log.gif(count.step, "eval/episode", video)
+                log.gif(count.step, "eval/game", video)
             except UserError as error:
                 progress.say(f"no video: {error}")
         summary = {

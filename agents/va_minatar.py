@@ -50,6 +50,8 @@ class Config:
     compile: bool = may_change(False)
     """Compile the networks with torch.compile: equal up to rounding, and not always faster
     (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
     """Holds a directory per seed. Default: runs/va_minatar-<member>/<environment>-minatar."""
     overwrite: bool = not_recorded(False)
@@ -122,6 +124,7 @@ from classicrl.networks import member_state, minatar_q_network
 from classicrl.replay import MemberReplays, ReplayBuffer, replay_nbytes
 from classicrl.schedules import crossings, linear
 from classicrl.seed_group import SeedGroup
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "va_minatar"
@@ -145,6 +148,7 @@ def main(config: Config) -> dict[str, Any]:
     game = f"{config.env_id.replace('/', '-')}-{protocol}"
     parent = config.run_dir or Path(f"runs/{AGENT}-{config.member}/{game}")
     seeds = range(config.seed, config.seed + config.num_seeds)
+    require_tracker(config.track)
     require_initial_weights(
         config.init_from,
         parent / f"seeds{seeds[0]}-{seeds[-1]}",
@@ -298,7 +302,12 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
             learner.sync_target()
     progress.begin_at(K * count.step)
     logs = [
-        MetricsLog(directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step)
+        MetricsLog(
+            directory,
+            resume_step=count.step,
+            evaluated_at_step=count.evaluated_at_step,
+            track=config.track,
+        )
         for directory in group.directories
     ]
 
