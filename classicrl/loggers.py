@@ -265,7 +265,13 @@ def _recorded(directory: Path) -> dict[str, Any]:
 
 
 class MeanMetrics:
-    """Means of tensors since they were last read; nothing is moved off the device before."""
+    """Means of tensors since they were last read; nothing is moved off the device before.
+
+    >>> means = MeanMetrics()
+    >>> means.add({"loss": torch.tensor([1.0, 3.0])})
+    >>> means.pop()
+    {'loss': 2.0}
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -324,6 +330,12 @@ class EpisodeStatistics:
         num_envs: N.
         window_episodes: how many of the last episodes :meth:`recent_mean` averages.
         gamma: discount per step from the episode's first on; 1 for none.
+
+    >>> episodes = EpisodeStatistics(num_envs=2)
+    >>> for last in (False, True):
+    ...     ended = episodes.add(np.array([1.0, 2.0]), np.array([last, False]))
+    >>> ended, episodes.recent_mean()
+    ([Episode(episodic_return=2.0, num_steps=2)], 2.0)
     """
 
     def __init__(self, num_envs: int, window_episodes: int = 20, gamma: float = 1.0) -> None:

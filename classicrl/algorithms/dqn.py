@@ -69,6 +69,14 @@ class DQNLearner:
 
     Raises:
         ValueError: at the first update, if the network lacks what the loss reads.
+
+    >>> from classicrl.networks import vector_q_network
+    >>> learner = DQNLearner(vector_q_network("dueling", 4, 2), double=True)
+    >>> obs = torch.zeros(8, 4)
+    >>> zeros = torch.zeros(8)
+    >>> metrics = learner.update(Transition(obs, zeros.long(), zeros + 1, zeros, obs))
+    >>> metrics["loss"].shape, learner.act(obs).shape
+    (torch.Size([1]), torch.Size([8]))
     """
 
     def __init__(

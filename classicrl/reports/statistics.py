@@ -97,6 +97,9 @@ def interquartile_mean(values: ArrayLike, *, weights: ArrayLike | None = None) -
     Raises:
         ValueError: for no values, values that are not finite, or weights that are negative, all
             zero or of another number.
+
+    >>> interquartile_mean([1.0, 2.0, 3.0, 100.0])
+    array(2.5)
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim == 0 or array.shape[-1] == 0:
@@ -140,6 +143,9 @@ def stratified_bootstrap(
     Raises:
         ValueError: for no tasks, a task without scores, scores that are not finite, or a statistic
             of another shape.
+
+    >>> stratified_bootstrap({"Pong": [1.0, 1.0], "Breakout": [3.0]}, lambda all: all.mean(axis=1))
+    (1.6666666666666667, 1.6666666666666667)
     """
     tasks = _checked(scores_by_task)
     _require_resamples(num_resamples)
@@ -173,6 +179,9 @@ def probability_of_improvement(
     Raises:
         ValueError: for other tasks in X than in Y, no tasks, a task without scores, or scores that
             are not finite.
+
+    >>> probability_of_improvement({"Pong": [2.0, 3.0]}, {"Pong": [1.0, 2.0]}).value
+    0.875
     """
     if isinstance(x_by_task, Mapping) != isinstance(y_by_task, Mapping):
         raise ValueError("name the tasks of both or of neither")
