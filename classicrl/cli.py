@@ -146,21 +146,32 @@ def plot(
     run_dirs: Positional[tuple[Path, ...]],
     *,
     out: Path = Path("curves.png"),
+    kind: Literal["curves", "profile", "improvement", "iqm"] = "curves",
     metric: str = "return",
-    x: Literal["steps", "hours"] = "steps",
+    x: Literal["steps", "frames", "hours"] = "steps",
+    centre: Literal["mean", "iqm"] = "mean",
 ) -> None:
-    """Draw learning curves; seeds of one configuration become a mean with its interval.
+    """Draw learning curves, or how methods compare over environments and seeds.
 
     Args:
         run_dirs: Run directories, of peers too.
         out: Picture to write: .png, .svg or .pdf.
-        metric: return, eval, loss, or any column of metrics.csv.
-        x: Against steps, or hours of wall time.
+        kind: curves: seeds of one configuration become one curve with its interval. Of last
+            evaluations, over all environments: profile: share of runs above a score; improvement:
+            probability that one method beats another; iqm: interquartile means.
+        metric: Of curves: return, eval, loss, or any column of metrics.csv.
+        x: Of curves: against steps, frames (4 a step on Atari), or hours of wall time.
+        centre: Of curves: mean or interquartile mean over seeds.
     """
     _require(bool(run_dirs), "name one or more run directories")
-    from classicrl.reports.plots import plot_runs
+    if kind == "curves":
+        from classicrl.reports.plots import plot_runs
 
-    plot_runs(run_dirs, out, metric=metric, x=x)
+        plot_runs(run_dirs, out, metric=metric, x=x, centre=centre)
+    else:
+        from classicrl.reports.method_plots import plot_methods
+
+        plot_methods(run_dirs, out, kind)
     print(f"wrote {out}")
 
 
