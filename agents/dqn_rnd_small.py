@@ -38,10 +38,18 @@ class Config:
     """Environments side by side."""
     threads: int = may_change(1)
     """CPU threads; 0: all that this process may use."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/dqn_rnd_small/<environment>-<member>-<bonus>/seed<seed>."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run left in the run directory."""
+    init_from: Path | None = None
+    """Begin with the extrinsic stream of this run directory, model directory or model file; all
+    else, the bonus too, begins anew. A run that has a checkpoint continues from that."""
 
     bonus: Literal["rnd", "none"] = "rnd"
     """none: the member alone, exploring by epsilon."""
@@ -94,11 +102,13 @@ from classicrl.envs.gym_vector import GymVector, gym_protocol
 from classicrl.errors import RunFailure, UserError
 from classicrl.evaluation import GymEvaluator, epsilon_greedy
 from classicrl.experiment import Run, StopRequest, versions
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
-from classicrl.machine import describe, set_threads
+from classicrl.machine import compile_networks, describe, set_threads
 from classicrl.networks import vector_q_network, vector_rnd_networks
 from classicrl.replay import ReplayBuffer
 from classicrl.schedules import crossings
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 from classicrl.types import Transition
 
@@ -125,6 +135,10 @@ def main(config: Config) -> dict[str, Any]:
     directory = config.run_dir or Path(
         f"runs/{AGENT}/{name}-{config.member}-{config.bonus}/seed{config.seed}"
     )
+    require_tracker(config.track)
+    require_initial_weights(
+        config.init_from, directory, card_of(config), overwrite=config.overwrite
+    )
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
         config = run.configure(config, lambda config: config)
         summary = run.summary
@@ -132,6 +146,17 @@ def main(config: Config) -> dict[str, Any]:
             summary = train(config, run, stop)
         print(run.closing_lines(summary))
         return summary
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": f"{AGENT}-{config.member}",
+        "env_id": config.env_id,
+        "protocol": gym_protocol(config.env_id).name,
+        "torso": "vector",
+        "head": FAMILY[config.member].head,
+    }
 
 
 def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
@@ -158,6 +183,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         )
 
     extrinsic, intrinsic = learner_of(config.seed), learner_of(config.seed + 1)
+    if config.compile:
+        compile_networks(extrinsic.online, extrinsic.target, intrinsic.online, intrinsic.target)
     rnd = RND(
         *vector_rnd_networks(size, seed=config.seed),
         (size,),
@@ -204,13 +231,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         },
         replay=replay,
         model=extrinsic.online,
-        card={
-            "agent": f"{AGENT}-{config.member}",
-            "env_id": config.env_id,
-            "protocol": protocol.name,
-            "torso": "vector",
-            "head": recipe.head,
-        },
+        card=card_of(config),
         info={"versions": software},
         say=progress.say,
     )
@@ -221,13 +242,19 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             episodes.begin_new_episodes()
     else:
         obs = envs.reset()
+        if config.init_from is not None:
+            progress.say(take_initial_weights(extrinsic.online, config.init_from, card_of(config)))
+            extrinsic.sync_target()
     # What follows the end of an episode in the intrinsic stream, which knows no ends: the start of
     # the next one. That of the environments here is always the same.
     start_obs = torch.from_numpy(obs[:1].copy()) if count.step == 0 else predictor.start_obs
     predictor.start_obs = start_obs
     progress.begin_at(count.step)
     log = MetricsLog(
-        run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+        run.directory,
+        resume_step=count.step,
+        evaluated_at_step=count.evaluated_at_step,
+        track=config.track,
     )
 
     def check_finite() -> None:

@@ -47,10 +47,18 @@ class Config:
     """auto: the GPU if there is one."""
     threads: int = may_change(0)
     """CPU threads; 0: all that this process may use."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/dueling_dqn_atari/<environment>-<protocol>/seed<seed>."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run left in the run directory."""
+    init_from: Path | None = None
+    """Begin with the weights of this run directory, model directory or model file; all else
+    begins anew. A run that has a checkpoint continues from that."""
 
     torso: Literal["nature", "small"] = "small"
     """nature: the convolutions of 2015. small: those of 2013, a third of the arithmetic."""
@@ -141,11 +149,13 @@ from classicrl.envs.atari import PROTOCOLS, AtariVector, make_atari
 from classicrl.errors import RunFailure
 from classicrl.evaluation import AtariEvaluator, epsilon_greedy
 from classicrl.experiment import Run, StopRequest, versions
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
-from classicrl.machine import choose_device, describe, require_memory, set_threads
+from classicrl.machine import choose_device, compile_networks, describe, require_memory, set_threads
 from classicrl.networks import atari_q_network
 from classicrl.replay import ReplayBuffer, replay_nbytes
 from classicrl.schedules import crossings, linear
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "dueling_dqn_atari"
@@ -161,6 +171,10 @@ def main(config: Config) -> dict[str, Any]:
     )
     game = config.env_id.replace("/", "-")
     directory = config.run_dir or Path(f"runs/{AGENT}/{game}-{config.protocol}/seed{config.seed}")
+    require_tracker(config.track)
+    require_initial_weights(
+        config.init_from, directory, card_of(config), overwrite=config.overwrite
+    )
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
         config = run.configure(config, resolve)
         summary = run.summary
@@ -168,6 +182,17 @@ def main(config: Config) -> dict[str, Any]:
             summary = train(config, run, stop)
         print(run.closing_lines(summary))
         return summary
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": AGENT,
+        "env_id": config.env_id,
+        "protocol": config.protocol,
+        "torso": config.torso,
+        "head": "dueling",
+    }
 
 
 def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
@@ -197,6 +222,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         loss=config.loss,
         max_grad_norm=config.max_grad_norm,
     )
+    if config.compile:
+        compile_networks(learner.online, learner.target)
     replay = ReplayBuffer(
         config.replay_capacity,
         frame_shape,
@@ -240,13 +267,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         replay=replay,
         save_replay=config.checkpoint_replay == "full",
         model=learner.online,
-        card={
-            "agent": AGENT,
-            "env_id": config.env_id,
-            "protocol": config.protocol,
-            "torso": config.torso,
-            "head": "dueling",
-        },
+        card=card_of(config),
         info={"versions": software},
         say=progress.say,
     )
@@ -262,9 +283,15 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
     else:
         obs = envs.reset()
+        if config.init_from is not None:
+            progress.say(take_initial_weights(learner.online, config.init_from, card_of(config)))
+            learner.sync_target()
     progress.begin_at(count.step)
     log = MetricsLog(
-        run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+        run.directory,
+        resume_step=count.step,
+        evaluated_at_step=count.evaluated_at_step,
+        track=config.track,
     )
 
     def check_finite() -> None:

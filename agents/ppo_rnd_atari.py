@@ -50,10 +50,18 @@ class Config:
     """auto: the GPU if there is one."""
     threads: int = may_change(0)
     """CPU threads of each process; 0: all that there are, shared by the processes."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/ppo_rnd_atari/<environment>-<bonus>/seed<seed>."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run left in the run directory."""
+    init_from: Path | None = None
+    """Begin with the policy and values of this run directory, model directory or model file; all
+    else, the bonus too, begins anew. A run that has a checkpoint continues from that."""
 
     policy: Literal["cnn", "gru"] = "cnn"
     """gru: with memory, as in the paper's headline results."""
@@ -157,12 +165,14 @@ from classicrl.envs.atari import PROTOCOLS, AtariSingle, available_cpus, make_at
 from classicrl.errors import RunFailure, UserError
 from classicrl.experiment import Run, StopRequest, shared_run, versions
 from classicrl.exploration import ExplorationEvaluator
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
-from classicrl.machine import choose_device, describe, require_memory, set_threads
+from classicrl.machine import choose_device, compile_networks, describe, require_memory, set_threads
 from classicrl.networks import atari_actor_critic, atari_rnd_networks
 from classicrl.replay import Rollout, rollout_nbytes
 from classicrl.schedules import crossings, linear
 from classicrl.taylor import taylor_weights
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "ppo_rnd_atari"
@@ -182,6 +192,10 @@ def main(config: Config) -> dict[str, Any]:
     )
     game = config.env_id.replace("/", "-")
     directory = config.run_dir or Path(f"runs/{AGENT}/{game}-{config.bonus}/seed{config.seed}")
+    require_tracker(config.track)
+    require_initial_weights(
+        config.init_from, directory, card_of(config), overwrite=config.overwrite
+    )
     device = choose_device(config.device)
     with (
         join_ranks(device.type) as ranks,
@@ -233,6 +247,17 @@ def num_minibatches(config: Config, ranks: Ranks) -> int:
     if config.shuffle:
         return config.num_minibatches
     return min(config.num_minibatches, config.num_envs // ranks.size)
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": f"{AGENT}-{config.bonus}",
+        "env_id": config.env_id,
+        "protocol": config.protocol,
+        "torso": config.policy,
+        "head": "actor-critic",
+    }
 
 
 def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str, Any]:
@@ -302,6 +327,8 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
         seed=config.seed,
         ranks=ranks,
     )
+    if config.compile:
+        compile_networks(network, *([] if rnd is None else [rnd.target, rnd.predictor]))
     rollout = Rollout(T, N, obs_shape, state_size=network.state_size, device=device)
     weights = None
     if config.taylor_k is not None:
@@ -336,13 +363,7 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
             **{f"envs{g}": part for g, part in enumerate(envs)},
         },
         model=network,
-        card={
-            "agent": f"{AGENT}-{config.bonus}",
-            "env_id": config.env_id,
-            "protocol": config.protocol,
-            "torso": config.policy,
-            "head": "actor-critic",
-        },
+        card=card_of(config),
         info={"versions": software},
         say=say,
         ranks=ranks,
@@ -379,6 +400,8 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
             rollout.begin_new_episodes(observations())
             episodes.begin_new_episodes()
     else:
+        if config.init_from is not None:
+            say(take_initial_weights(network, config.init_from, card_of(config)))
         for part in envs:
             part.reset()
         if rnd is not None:
@@ -392,7 +415,10 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
     log = None
     if ranks.is_first:
         log = MetricsLog(
-            run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+            run.directory,
+            resume_step=count.step,
+            evaluated_at_step=count.evaluated_at_step,
+            track=config.track,
         )
 
     def check_finite() -> None:

@@ -37,10 +37,18 @@ class Config:
     """The networks are too small to gain from a GPU."""
     threads: int = may_change(1)
     """CPU threads; 0: all that this process may use. The networks are too small for more than 1."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/ppo_rnd_small/<environment>-<bonus>/seed<seed>."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run left in the run directory."""
+    init_from: Path | None = None
+    """Begin with the policy and values of this run directory, model directory or model file; all
+    else, the bonus too, begins anew. A run that has a checkpoint continues from that."""
 
     bonus: Literal["rnd", "none"] = "rnd"
     """none: plain PPO, for comparison."""
@@ -104,11 +112,13 @@ from classicrl.envs.gym_vector import GymVector, gym_protocol
 from classicrl.errors import RunFailure, UserError
 from classicrl.evaluation import GymEvaluator
 from classicrl.experiment import Run, StopRequest, versions
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
-from classicrl.machine import choose_device, describe, set_threads
+from classicrl.machine import choose_device, compile_networks, describe, set_threads
 from classicrl.networks import vector_actor_critic, vector_rnd_networks
 from classicrl.replay import Rollout
 from classicrl.schedules import crossings
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "ppo_rnd_small"
@@ -134,6 +144,10 @@ def main(config: Config) -> dict[str, Any]:
         )
     name = config.env_id.replace("/", "-")
     directory = config.run_dir or Path(f"runs/{AGENT}/{name}-{config.bonus}/seed{config.seed}")
+    require_tracker(config.track)
+    require_initial_weights(
+        config.init_from, directory, card_of(config), overwrite=config.overwrite
+    )
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
         config = run.configure(config, lambda config: config)
         summary = run.summary
@@ -141,6 +155,17 @@ def main(config: Config) -> dict[str, Any]:
             summary = train(config, run, stop)
         print(run.closing_lines(summary))
         return summary
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": f"{AGENT}-{config.bonus}",
+        "env_id": config.env_id,
+        "protocol": gym_protocol(config.env_id).name,
+        "torso": "vector",
+        "head": "actor-critic",
+    }
 
 
 def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
@@ -193,6 +218,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
     )
+    if config.compile:
+        compile_networks(network, *([] if rnd is None else [rnd.target, rnd.predictor]))
     rollout = Rollout(T, N, (size,), obs_dtype=torch.float32, device=device)
     episodes = EpisodeStatistics(N, window_episodes=RECENT_EPISODES)
     means = MeanMetrics()
@@ -213,13 +240,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             "rewarded": rewarded,
         },
         model=network,
-        card={
-            "agent": f"{AGENT}-{config.bonus}",
-            "env_id": config.env_id,
-            "protocol": protocol.name,
-            "torso": "vector",
-            "head": "actor-critic",
-        },
+        card=card_of(config),
         info={"versions": software},
         say=progress.say,
     )
@@ -231,6 +252,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             rollout.begin_new_episodes(obs)
             episodes.begin_new_episodes()
     else:
+        if config.init_from is not None:
+            progress.say(take_initial_weights(network, config.init_from, card_of(config)))
         obs = torch.from_numpy(envs.reset())
         if rnd is not None:
             rng = np.random.default_rng([config.seed, 1])
@@ -243,7 +266,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         rollout.begin_new_episodes(obs.to(device))
     progress.begin_at(count.step)
     log = MetricsLog(
-        run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+        run.directory,
+        resume_step=count.step,
+        evaluated_at_step=count.evaluated_at_step,
+        track=config.track,
     )
 
     def check_finite() -> None:

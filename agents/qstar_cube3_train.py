@@ -46,10 +46,18 @@ class Config:
     """auto: the GPU if there is one."""
     threads: int = may_change(0)
     """CPU threads; 0: all that this process may use."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/qstar_cube3_train/cube3-<actions>/seed<seed>."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run left there."""
+    init_from: Path | None = None
+    """Begin with the network of this run directory, model directory or model file; all else begins
+    anew. A run that has a checkpoint continues from that."""
 
     embedding_size: int = 1024
     """Units of the first layer."""
@@ -127,11 +135,13 @@ from classicrl.domains.cube3_evaluation import NetworkEvaluator, Scores
 from classicrl.domains.cube3_walks import CubeWalks
 from classicrl.errors import RunFailure, UserError
 from classicrl.experiment import Run, StopRequest, versions
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import MeanMetrics, MetricsLog
-from classicrl.machine import choose_device, describe, set_threads
+from classicrl.machine import choose_device, compile_networks, describe, set_threads
 from classicrl.networks.byte_q_network import ByteQNetwork
 from classicrl.schedules import crossings
 from classicrl.search.nodes import Perimeter
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "qstar_cube3_train"
@@ -154,6 +164,10 @@ def main(config: Config) -> dict[str, Any]:
         at_most_one={"walk_share"},
     )  # fmt: skip
     directory = config.run_dir or Path(f"runs/{AGENT}/cube3-{config.actions}/seed{config.seed}")
+    require_tracker(config.track)
+    require_initial_weights(
+        config.init_from, directory, card_of(config), overwrite=config.overwrite
+    )
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
         config = run.configure(config, lambda new: new)
         summary = run.summary
@@ -171,6 +185,18 @@ def main(config: Config) -> dict[str, Any]:
             f"curves: tensorboard --logdir {directory}"
         )
         return summary
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": AGENT,
+        "domain": "cube3",
+        "actions": str(config.actions),
+        "embedding_size": str(config.embedding_size),
+        "hidden_size": str(config.hidden_size),
+        "num_blocks": str(config.num_blocks),
+    }
 
 
 def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
@@ -202,16 +228,11 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     if config.trunk is not None:
         take_trunk(network, config.trunk)
     learner = QIterationLearner(network.to(device), learning_rate=config.learning_rate)
+    if config.compile:
+        compile_networks(learner.online, learner.target)
     evaluator = NetworkEvaluator(domain, ball, width=config.evaluation_width)
     means = MeanMetrics()
-    card = {
-        "agent": AGENT,
-        "domain": "cube3",
-        "actions": str(config.actions),
-        "embedding_size": str(config.embedding_size),
-        "hidden_size": str(config.hidden_size),
-        "num_blocks": str(config.num_blocks),
-    }
+    card = card_of(config)
 
     def bellman_target(states: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Drawn actions [B] and targets [B]: 1 + cost of the next state, exact where it is known.
@@ -256,10 +277,15 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         info={"versions": software},
         say=progress.say,
     )
-    state.resume()
+    if not state.resume() and config.init_from is not None:
+        progress.say(take_initial_weights(learner.online, config.init_from, card))
+        learner.sync_target()
     progress.begin_at(count.step)
     log = MetricsLog(
-        run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+        run.directory,
+        resume_step=count.step,
+        evaluated_at_step=count.evaluated_at_step,
+        track=config.track,
     )
     walk_model = run.directory / WALK_MODEL_FILE
 

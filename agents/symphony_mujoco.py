@@ -58,6 +58,11 @@ class Config:
     """auto: the GPU if there is one."""
     threads: int = may_change(0)
     """CPU threads; 0: all that this process may use. 1 makes resuming exact to the bit."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     cuda_graph: bool = may_change(True)
     """On a GPU: all updates of a step as one CUDA graph."""
     tf32: bool = may_change(True)
@@ -66,6 +71,9 @@ class Config:
     """Default: runs/symphony_mujoco-<member>/<environment>-control/seed<seed>."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run left in the run directory."""
+    init_from: Path | None = None
+    """Begin with the actor of this run directory, model directory or model file: it plays the
+    warm-up. Critics and all else begin anew. A run that has a checkpoint continues from that."""
 
     action_scale: float | None = None
     """Actions are the middle of the environment's range +- this. Default: half the range. Nothing
@@ -197,12 +205,14 @@ from classicrl.control_evaluation import ControlEvaluator
 from classicrl.envs.continuous import CONTROL_PROTOCOLS, ContinuousVector
 from classicrl.errors import RunFailure, UserError
 from classicrl.experiment import Run, StopRequest, versions
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
-from classicrl.machine import choose_device, describe, require_memory, set_threads
+from classicrl.machine import choose_device, compile_networks, describe, require_memory, set_threads
 from classicrl.networks.symphony import SymphonyActor, SymphonyCritics, init_symphony_
 from classicrl.replay.fading import FadingReplay, fading_nbytes
 from classicrl.schedules import crossings
 from classicrl.smoothness import SmoothnessMeter
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "symphony_mujoco"
@@ -221,6 +231,16 @@ def main(config: Config) -> dict[str, Any]:
     game = f"{config.env_id.replace('/', '-')}-{PROTOCOL.name}"
     agent = f"{AGENT}-{config.member}"
     directory = config.run_dir or Path(f"runs/{agent}/{game}/seed{config.seed}")
+    require_tracker(config.track)
+    require_initial_weights(
+        config.init_from,
+        directory,
+        card_of(config),
+        overwrite=config.overwrite,
+        network=lambda: actor_of(
+            resolve(config), ContinuousVector(config.env_id, 1, seeds=config.seed)
+        ),
+    )
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
         config = run.configure(config, resolve)
         summary = run.summary
@@ -228,6 +248,33 @@ def main(config: Config) -> dict[str, Any]:
             summary = train(config, run, stop)
         print(run.closing_lines(summary))
         return summary
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": f"{AGENT}-{config.member}",
+        "env_id": config.env_id,
+        "protocol": PROTOCOL.name,
+        "torso": "symphony",
+        "head": "actor",
+    }
+
+
+def actor_of(config: Config, envs: ContinuousVector) -> SymphonyActor:
+    """The actor that a resolved configuration asks for, its weights not yet set."""
+    scale = envs.half_range
+    if config.action_scale is not None:
+        scale = np.full(envs.action_size, config.action_scale, dtype=np.float32)
+    return SymphonyActor(
+        envs.obs_size,
+        envs.action_size,
+        config.hidden,
+        centre=envs.centre,
+        scale=scale,
+        grad_dropout=config.grad_dropout,
+        obs_norm=config.obs_norm,
+    )
 
 
 def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
@@ -257,22 +304,11 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         what=f"a replay of {min(capacity, config.total_steps):,} transitions",
         flag="--warmup-replication or --total-steps",
     )
-    scale = envs.half_range
-    if config.action_scale is not None:
-        scale = np.full(A, config.action_scale, dtype=np.float32)
     # Streams of their own for the first weights, for the noise, and for draws from the replay.
     words = np.random.SeedSequence(config.seed).generate_state(3)
     init_seed, noise_seed, replay_seed = map(int, words)
     generator = torch.Generator().manual_seed(init_seed)
-    actor = SymphonyActor(
-        S,
-        A,
-        config.hidden,
-        centre=envs.centre,
-        scale=scale,
-        grad_dropout=config.grad_dropout,
-        obs_norm=config.obs_norm,
-    )
+    actor = actor_of(config, envs)
     critics = SymphonyCritics(
         S,
         A,
@@ -294,6 +330,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         advantage_floor=config.advantage_floor,
         seed=noise_seed,
     )
+    if config.compile:
+        compile_networks(actor, critics, learner.target)
     replay = FadingReplay(
         S,
         A,
@@ -345,13 +383,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             "meter": meter,
         },
         model=actor,
-        card={
-            "agent": f"{AGENT}-{config.member}",
-            "env_id": config.env_id,
-            "protocol": PROTOCOL.name,
-            "torso": "symphony",
-            "head": "actor",
-        },
+        card=card_of(config),
         info={"versions": software},
         say=progress.say,
     )
@@ -368,10 +400,22 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             )
     else:
         obs = envs.reset()
+        if config.init_from is not None:
+            # What the environment says of its actions stays.
+            progress.say(
+                take_initial_weights(
+                    actor, config.init_from, card_of(config), keep=("centre", "scale")
+                )
+            )
+            if actor.obs_norm is not None:
+                learner.set_obs_norm(actor.obs_norm.mean, actor.obs_norm.std)
     refilling = count.step >= warmup_steps and not replay.warmup_done
     progress.begin_at(count.step)
     log = MetricsLog(
-        run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+        run.directory,
+        resume_step=count.step,
+        evaluated_at_step=count.evaluated_at_step,
+        track=config.track,
     )
 
     def check_finite() -> None:
@@ -422,7 +466,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 progress.say(
                     f"the warm-up is over: rewards are divided by {replay.finish_warmup():.4g}"
                 )
-                if config.obs_norm and not refilling:
+                if config.obs_norm and not refilling and config.init_from is None:
                     learner.set_obs_norm(*replay.obs_moments())
             if refilling:  # these steps make up for others that the run has counted already
                 refilling = not replay.warmup_done
@@ -485,7 +529,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             try:
                 if not evaluator.record_gif(video):
                     raise SystemExit(stop.exit_code)
-                log.gif(count.step, "eval/episode", video)
+                log.gif(count.step, "eval/game", video)
             except UserError as error:
                 progress.say(f"no video: {error}")
         summary = {

@@ -60,10 +60,18 @@ class Config:
     """auto: the GPU if there is one."""
     threads: int = may_change(0)
     """CPU threads; 0: all that this process may use."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
     """Default: runs/va_atari-<member>/<environment>-<protocol>/seed<seed>."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run left in the run directory."""
+    init_from: Path | None = None
+    """Begin with the weights of this run directory, model directory or model file; all else
+    begins anew. A run that has a checkpoint continues from that."""
 
     torso: Literal["nature", "small"] = "small"
     """nature: the convolutions of 2015. small: those of 2013, a third of the arithmetic."""
@@ -150,17 +158,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from classicrl.algorithms.dqn import FAMILY, DQNLearner
+from classicrl.algorithms.dqn import FAMILY, DQNLearner, wide_head
 from classicrl.console import TrainingProgress
 from classicrl.envs.atari import PROTOCOLS, AtariVector, make_atari
 from classicrl.errors import RunFailure, UserError
 from classicrl.evaluation import AtariEvaluator, acting_distribution, epsilon_greedy
 from classicrl.experiment import Run, StopRequest, versions
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
-from classicrl.machine import choose_device, describe, require_memory, set_threads
+from classicrl.machine import choose_device, compile_networks, describe, require_memory, set_threads
 from classicrl.networks import atari_q_network
 from classicrl.replay import ReplayBuffer, replay_nbytes
 from classicrl.schedules import crossings, linear
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "va_atari"
@@ -177,6 +187,10 @@ def main(config: Config) -> dict[str, Any]:
     game = config.env_id.replace("/", "-")
     agent = f"{AGENT}-{config.member}"
     directory = config.run_dir or Path(f"runs/{agent}/{game}-{config.protocol}/seed{config.seed}")
+    require_tracker(config.track)
+    require_initial_weights(
+        config.init_from, directory, card_of(config), overwrite=config.overwrite
+    )
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
         config = run.configure(config, resolve)
         summary = run.summary
@@ -184,6 +198,17 @@ def main(config: Config) -> dict[str, Any]:
             summary = train(config, run, stop)
         print(run.closing_lines(summary))
         return summary
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": f"{AGENT}-{config.member}",
+        "env_id": config.env_id,
+        "protocol": config.protocol,
+        "torso": config.torso,
+        "head": wide_head(config.member),
+    }
 
 
 def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
@@ -207,7 +232,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         what=f"a replay of {config.replay_capacity:,} frames",
         flag="--replay-capacity",
     )
-    head = "q-wide" if config.member == "dqn" else recipe.head
+    head = wide_head(config.member)
     network = atari_q_network(
         config.torso,
         head,
@@ -224,6 +249,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         stream_penalty=recipe.stream_penalty,
         max_grad_norm=config.max_grad_norm,
     )
+    if config.compile:
+        compile_networks(learner.online, learner.target)
     replay = ReplayBuffer(
         config.replay_capacity,
         frame_shape,
@@ -270,13 +297,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         replay=replay,
         save_replay=config.checkpoint_replay == "full",
         model=learner.online,
-        card={
-            "agent": f"{AGENT}-{config.member}",
-            "env_id": config.env_id,
-            "protocol": config.protocol,
-            "torso": config.torso,
-            "head": head,
-        },
+        card=card_of(config),
         info={"versions": software},
         say=progress.say,
     )
@@ -292,9 +313,15 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
     else:
         obs = envs.reset()
+        if config.init_from is not None:
+            progress.say(take_initial_weights(learner.online, config.init_from, card_of(config)))
+            learner.sync_target()
     progress.begin_at(count.step)
     log = MetricsLog(
-        run.directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step
+        run.directory,
+        resume_step=count.step,
+        evaluated_at_step=count.evaluated_at_step,
+        track=config.track,
     )
 
     def check_finite() -> None:

@@ -48,10 +48,19 @@ class Config:
     """auto: the GPU if there is one."""
     threads: int = may_change(0)
     """CPU threads; 0: all that this process may use."""
+    compile: bool = may_change(False)
+    """Compile the networks with torch.compile: equal up to rounding, and not always faster
+    (docs/performance.md)."""
+    track: Literal["none", "wandb"] = may_change("none")
+    """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
     """Holds a directory per seed. Default: runs/va_classic_control-<member>/<environment>-plain."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run of these seeds left there."""
+    init_from: Path | None = None
+    """Begin every seed with the weights of this model file, run or model directory, or, where that
+    holds a seed<n> for each, each with its own; all else begins anew. A run that has a checkpoint
+    continues from that."""
 
     double: bool = False
     """Choose bootstrap actions with the online network."""
@@ -105,18 +114,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from classicrl.algorithms.dqn import FAMILY, DQNLearner
+from classicrl.algorithms.dqn import FAMILY, DQNLearner, wide_head
 from classicrl.console import TrainingProgress
 from classicrl.envs.gym_vector import GymVector, gym_protocol
 from classicrl.errors import RunFailure, UserError
 from classicrl.evaluation import Evaluation, GymEvaluator, epsilon_greedy, pooled
 from classicrl.experiment import StopRequest, versions
+from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
-from classicrl.machine import choose_device, describe, require_memory, set_threads
+from classicrl.machine import choose_device, compile_networks, describe, require_memory, set_threads
 from classicrl.networks import member_state, vector_q_network
 from classicrl.replay import MemberReplays, ReplayBuffer, replay_nbytes
 from classicrl.schedules import crossings, linear
 from classicrl.seed_group import SeedGroup
+from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "va_classic_control"
@@ -135,6 +146,14 @@ def main(config: Config) -> dict[str, Any]:
     game = f"{config.env_id.replace('/', '-')}-{protocol}"
     parent = config.run_dir or Path(f"runs/{AGENT}-{config.member}/{game}")
     seeds = range(config.seed, config.seed + config.num_seeds)
+    require_tracker(config.track)
+    require_initial_weights(
+        config.init_from,
+        parent / f"seeds{seeds[0]}-{seeds[-1]}",
+        card_of(config),
+        overwrite=config.overwrite,
+        seeds=seeds,
+    )
     with SeedGroup(parent, seeds, overwrite=config.overwrite) as group, StopRequest() as stop:
         config = group.configure(config)
         summary = group.summary
@@ -142,6 +161,17 @@ def main(config: Config) -> dict[str, Any]:
             summary = train(config, group, stop)
         print(group.closing_lines(summary))
         return summary
+
+
+def card_of(config: Config) -> dict[str, str]:
+    """What a model file of the run says of itself."""
+    return {
+        "agent": f"{AGENT}-{config.member}",
+        "env_id": config.env_id,
+        "protocol": gym_protocol(config.env_id).name,
+        "torso": TORSO,
+        "head": wide_head(config.member),
+    }
 
 
 def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]:
@@ -176,7 +206,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         flag="--replay-capacity",
     )
     recipe = FAMILY[config.member]
-    head = "q-wide" if config.member == "dqn" else recipe.head
+    head = wide_head(config.member)
     network = vector_q_network(head, envs.obs_shape[-1], envs.num_actions, seeds=seeds)
     learner = DQNLearner(
         network.to(device),
@@ -187,6 +217,8 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         stream_penalty=recipe.stream_penalty,
         max_grad_norm=config.max_grad_norm,
     )
+    if config.compile:
+        compile_networks(learner.online, learner.target)
     replays = MemberReplays(
         [
             ReplayBuffer(
@@ -252,13 +284,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         save_replay=config.checkpoint_replay == "full",
         model=learner.online,
         member_directories=group.directories,
-        card={
-            "agent": f"{AGENT}-{config.member}",
-            "env_id": config.env_id,
-            "protocol": protocol.name,
-            "torso": TORSO,
-            "head": head,
-        },
+        card=card_of(config),
         info={"versions": software},
         say=progress.say,
     )
@@ -274,9 +300,19 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
             progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
     else:
         obs = envs.reset()
+        if config.init_from is not None:
+            progress.say(
+                take_initial_weights(learner.online, config.init_from, card_of(config), seeds=seeds)
+            )
+            learner.sync_target()
     progress.begin_at(K * count.step)
     logs = [
-        MetricsLog(directory, resume_step=count.step, evaluated_at_step=count.evaluated_at_step)
+        MetricsLog(
+            directory,
+            resume_step=count.step,
+            evaluated_at_step=count.evaluated_at_step,
+            track=config.track,
+        )
         for directory in group.directories
     ]
 

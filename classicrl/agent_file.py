@@ -1,7 +1,7 @@
 """A trained agent from its model file: the network, how it acts, and what it was trained for."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -77,32 +77,12 @@ def load_agent(path: Path, device: torch.device | str = "cpu") -> Agent:
     Raises:
         UserError: if there is none, it is damaged, or another program wrote it.
     """
-    if path.is_dir():
-        if not (path / MODEL_FILE).exists():
-            # Of seeds trained side by side each has its own, beside what they share.
-            near = [p.parent for d in (path, path.parent) for p in d.glob(f"seed*/{MODEL_FILE}")]
-            example = f", such as {min(near)}," if near else ""
-            raise UserError(
-                f"{path} holds no {MODEL_FILE}: name a run that has saved a checkpoint{example} or "
-                "a model file"
-            )
-        path = path / MODEL_FILE
-    elif not path.exists():
-        raise UserError(f"{path} does not exist: name a run directory or a model file")
+    path = model_path(path)
     tensors, metadata = load_model(path)
     card = _card(path, metadata)
-    network, num_actions = _network_of(card, tensors)
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    for name in sorted(expected.keys() | tensors.keys()):
-        found = tuple(tensors[name].shape) if name in tensors else None
-        if found != expected.get(name):
-            raise UserError(
-                f"{path} does not fit the network that it names ({card.torso}, {card.head}, "
-                f"{num_actions} actions of {card.env_id}): {name} is {found or 'missing'}, "
-                f"expected {expected.get(name) or 'none'}"
-            )
-        if not torch.isfinite(tensors[name]).all():
-            raise UserError(f"{path} has NaN or infinite weights in {name}: they cannot play")
+    network, num_actions = network_of(card, tensors)
+    what = f"{card.torso}, {card.head}, {num_actions} actions of {card.env_id}"
+    require_fit(path, tensors, network, f"the network that it names ({what})")
     network.load_state_dict(tensors)
     network.to(torch.device(device))
     if isinstance(card.protocol, AtariProtocol):
@@ -121,6 +101,57 @@ def load_agent(path: Path, device: torch.device | str = "cpu") -> Agent:
         return actions
 
     return Agent(policy, network, card)
+
+
+def model_path(path: Path) -> Path:
+    """The model file of a run directory or a model directory, or the file itself.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: name a run directory or a model file")
+    if not path.is_dir():
+        return path
+    if not (path / MODEL_FILE).exists():
+        # Of seeds trained side by side each has its own, beside what they share.
+        near = [p.parent for d in (path, path.parent) for p in d.glob(f"seed*/{MODEL_FILE}")]
+        example = f", such as {min(near)}," if near else ""
+        raise UserError(
+            f"{path} holds no {MODEL_FILE}: name a run that has saved a checkpoint{example} or "
+            "a model file"
+        )
+    return path / MODEL_FILE
+
+
+def require_fit(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    network: torch.nn.Module | Mapping[str, torch.Tensor],
+    what: str,
+) -> None:
+    """Refuses weights that a network cannot take, or could not act with.
+
+    Args:
+        path: of the model file, for the message.
+        tensors: what it holds.
+        network: or its ``state_dict``.
+        what: the network, in words.
+
+    Raises:
+        UserError: if a tensor is missing, superfluous, of another shape or not finite.
+    """
+    own = network.state_dict() if isinstance(network, torch.nn.Module) else network
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    for name in sorted(expected.keys() | tensors.keys()):
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found != expected.get(name):
+            raise UserError(
+                f"{path} does not fit {what}: {name} is {found or 'missing'}, "
+                f"expected {expected.get(name) or 'none'}"
+            )
+        if not torch.isfinite(tensors[name]).all():
+            raise UserError(f"{path} has NaN or infinite weights in {name}: they cannot play")
 
 
 def evaluator_of(
@@ -177,7 +208,7 @@ def _control_policy(actor: SymphonyActor) -> ControlPolicy:
     return policy
 
 
-def _network_of(card: AgentCard, tensors: dict[str, torch.Tensor]) -> tuple[Network, int]:
+def network_of(card: AgentCard, tensors: Mapping[str, torch.Tensor]) -> tuple[Network, int]:
     """The network that a card names, and its number of actions (or of their dimensions).
 
     Building the game is the one way to learn that number, and that the game is installed.
@@ -203,6 +234,16 @@ def _network_of(card: AgentCard, tensors: dict[str, torch.Tensor]) -> tuple[Netw
     return build(head, env.obs_shape[-1], env.num_actions), env.num_actions
 
 
+def protocol_named(name: str) -> AtariProtocol | GymProtocol | ControlProtocol:
+    """The rules of that name; KeyError if this version has none."""
+    known: dict[str, AtariProtocol | GymProtocol | ControlProtocol] = {
+        **PROTOCOLS,
+        **GYM_PROTOCOLS,
+        **CONTROL_PROTOCOLS,
+    }
+    return known[name]
+
+
 def _card(path: Path, metadata: dict[str, str]) -> AgentCard:
     missing = [name for name in AgentCard._fields if name not in metadata]
     if missing:
@@ -210,11 +251,6 @@ def _card(path: Path, metadata: dict[str, str]) -> AgentCard:
             f"{path} was not written by an agent of classicrl that can be evaluated: its metadata "
             f"lacks {', '.join(missing)}"
         )
-    protocols: dict[str, AtariProtocol | GymProtocol | ControlProtocol] = {
-        **PROTOCOLS,
-        **GYM_PROTOCOLS,
-        **CONTROL_PROTOCOLS,
-    }
     torsos, heads = get_args(TorsoName), (*get_args(HeadName), ACTOR_CRITIC)
     if metadata["protocol"] in CONTROL_PROTOCOLS:
         torsos, heads = get_args(ControlTorsoName), ("actor",)
@@ -223,7 +259,7 @@ def _card(path: Path, metadata: dict[str, str]) -> AgentCard:
     elif metadata["head"] == ACTOR_CRITIC:
         torsos = get_args(PolicyName)
     choices = {
-        "protocol": tuple(protocols),
+        "protocol": (*PROTOCOLS, *GYM_PROTOCOLS, *CONTROL_PROTOCOLS),
         "torso": torsos,
         "head": heads,
     }
@@ -238,7 +274,7 @@ def _card(path: Path, metadata: dict[str, str]) -> AgentCard:
     return AgentCard(
         agent=metadata["agent"],
         env_id=metadata["env_id"],
-        protocol=protocols[metadata["protocol"]],
+        protocol=protocol_named(metadata["protocol"]),
         torso=metadata["torso"],
         head=metadata["head"],
         step=int(metadata["step"]),

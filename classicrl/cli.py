@@ -40,12 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         "publish": publish,
         "results": results,
         "solve": solve,
+        "export": export,
+        "push": push,
+        "pull": pull,
     }
     exit_with(
         lambda given: subcommand_cli_from_dict(
             subcommands,
             prog="classicrl",
-            description="Evaluate, draw, check and publish what the scripts in agents/ trained.",
+            description="Evaluate, draw, check, publish and share what the scripts in agents/ "
+            "trained.",
             args=given,
         ),
         arguments,
@@ -67,7 +71,7 @@ def evaluate(
     """Play a trained agent without learning, and say how well it does.
 
     Args:
-        run_dir: A run directory, a model file, or the name of a published result.
+        run_dir: A run or model directory, a model file, or the name of a published result.
         episodes: Games, each from its own seed.
         epsilon: Share of random actions. Default: 0.01 without sticky actions, else 0.
         seed: Of the games; none of them is one of training's.
@@ -142,21 +146,32 @@ def plot(
     run_dirs: Positional[tuple[Path, ...]],
     *,
     out: Path = Path("curves.png"),
+    kind: Literal["curves", "profile", "improvement", "iqm"] = "curves",
     metric: str = "return",
-    x: Literal["steps", "hours"] = "steps",
+    x: Literal["steps", "frames", "hours"] = "steps",
+    centre: Literal["mean", "iqm"] = "mean",
 ) -> None:
-    """Draw learning curves; seeds of one configuration become a mean with its interval.
+    """Draw learning curves, or how methods compare over environments and seeds.
 
     Args:
         run_dirs: Run directories, of peers too.
         out: Picture to write: .png, .svg or .pdf.
-        metric: return, eval, loss, or any column of metrics.csv.
-        x: Against steps, or hours of wall time.
+        kind: curves: seeds of one configuration become one curve with its interval. Of last
+            evaluations, over all environments: profile: share of runs above a score; improvement:
+            probability that one method beats another; iqm: interquartile means.
+        metric: Of curves: return, eval, loss, or any column of metrics.csv.
+        x: Of curves: against steps, frames (4 a step on Atari), or hours of wall time.
+        centre: Of curves: mean or interquartile mean over seeds.
     """
     _require(bool(run_dirs), "name one or more run directories")
-    from classicrl.reports.plots import plot_runs
+    if kind == "curves":
+        from classicrl.reports.plots import plot_runs
 
-    plot_runs(run_dirs, out, metric=metric, x=x)
+        plot_runs(run_dirs, out, metric=metric, x=x, centre=centre)
+    else:
+        from classicrl.reports.method_plots import plot_methods
+
+        plot_methods(run_dirs, out, kind)
     print(f"wrote {out}")
 
 
@@ -306,6 +321,48 @@ def results(*, check: bool = False, index: Path = _INDEX, root: Path = Path()) -
 def solve(config: OmitArgPrefixes[SolveConfig]) -> None:
     """Solve Rubik's cubes with a network that qstar_cube3_train trained."""
     solve_cubes(config)
+
+
+def export(run_dir: Positional[Path], *, out: Path, licence: str = "mit") -> None:
+    """Make a model directory of a run, to hand on: weights, settings, scores and a card.
+
+    Args:
+        run_dir: Of the run, finished or not.
+        out: Directory to make.
+        licence: Of the weights, as model hubs name it.
+    """
+    from classicrl.model_directory import FILES, export_model
+
+    player = export_model(run_dir, out, licence=licence)
+    made = ", ".join(name for name in FILES if (out / name).exists())
+    print(f"{player.agent} on {player.env_id}, step {player.step:,}: {out} ({made})")
+
+
+def push(model_dir: Positional[Path], name: Positional[str], *, private: bool = False) -> None:
+    """Upload a model directory to the Hugging Face Hub; needs the extra hub.
+
+    Args:
+        model_dir: That classicrl export made.
+        name: OWNER/NAME on the hub.
+        private: Not for others to see, if it is made now.
+    """
+    from classicrl import hub
+
+    print(hub.push(model_dir, name, private=private))
+
+
+def pull(name: Positional[str], *, out: Path, revision: str | None = None) -> None:
+    """Download a model directory from the Hugging Face Hub and check it; needs the extra hub.
+
+    Args:
+        name: OWNER/NAME on the hub.
+        out: Directory to make.
+        revision: A commit. Default: the newest.
+    """
+    from classicrl import hub
+
+    player = hub.pull(name, out, revision=revision)
+    print(f"{player.agent} on {player.env_id}, step {player.step:,}: {out}")
 
 
 def _require(holds: bool, message: str) -> None:

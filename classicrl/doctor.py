@@ -31,6 +31,8 @@ EXTRAS = {  # extra -> its distributions
     "video": ("imageio", "imageio-ffmpeg"),
     "sweep": ("ray",),
     "slurm": ("submitit",),
+    "wandb": ("wandb",),
+    "hub": ("huggingface_hub",),
     "bench": ("stable-baselines3", "opencv-python-headless"),
     "dev": ("pytest", "hypothesis", "pytest-timeout", "ruff", "mypy"),
 }

@@ -44,7 +44,7 @@ _OWN_FILES = (
     "model.safetensors",
     "report.html",
 )
-_OWN_DIRECTORIES = ("checkpoints", "tensorboard", "ranks")
+_OWN_DIRECTORIES = ("checkpoints", "tensorboard", "wandb", "ranks")
 _VERSIONED = ("classicrl", "torch", "numpy", "gymnasium", "ale-py", "minatar", "mujoco")
 
 

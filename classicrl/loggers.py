@@ -1,4 +1,4 @@
-"""Where a run's figures go: a CSV that scripts read, TensorBoard that people watch.
+"""Where a run's figures go: a CSV that scripts read, TensorBoard that people watch, or a service.
 
 Both continue where a checkpoint was taken: rows and events that a lost part of the run had written
 after it are dropped, so no step appears twice.
@@ -6,9 +6,11 @@ after it are dropped, so no step appears twice.
 
 import contextlib
 import csv
+import json
 import math
+import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -19,9 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import custom_scalars, hparams
 
 from classicrl.checkpoint import write_atomic
 from classicrl.errors import UserError
+from classicrl.tracking import TrackName, WandbSink
+
+_CONFIG_FILE = "config.json"  # of the run directory; experiment.py writes it
 
 
 class CsvLog:
@@ -98,33 +104,56 @@ def _short(value: float) -> str:
 
 
 class MetricsLog:
-    """Scalars to CSV files and TensorBoard; histograms and pictures to TensorBoard.
+    """Scalars to CSV files, TensorBoard and a service; histograms and pictures to TensorBoard.
 
-    Training figures go to ``metrics.csv``, the scores of evaluations to ``evaluations.csv``.
+    Training figures go to ``metrics.csv``, the scores of evaluations to ``evaluations.csv``. The
+    events also hold a layout for TensorBoard's custom scalars and, from the first evaluation on,
+    the settings of the directory's ``config.json`` with the scores, for its hparams.
 
     Args:
         directory: of the run.
         resume_step: what was written for later steps is dropped.
         evaluated_at_step: the last evaluation that the resumed run knows of; later ones are
             dropped, also one at ``resume_step`` itself, which will be made again.
+        track: the service that gets the scalars, too.
     """
 
     def __init__(
-        self, directory: Path, *, resume_step: int = 0, evaluated_at_step: int = 0
+        self,
+        directory: Path,
+        *,
+        resume_step: int = 0,
+        evaluated_at_step: int = 0,
+        track: TrackName = "none",
     ) -> None:
         self._metrics = CsvLog(directory / "metrics.csv", resume_step)
         self._evaluations = CsvLog(directory / "evaluations.csv", evaluated_at_step)
         # Also at step 0: a run that was killed before its first checkpoint begins again there.
         board = str(directory / "tensorboard")
         self._board = SummaryWriter(board, purge_step=resume_step + 1)
+        self._record = _recorded(directory)
+        self._has_layout = False
+        self._end_of_session: Any = None
+        self._tracker = WandbSink(directory, self._record) if track == "wandb" else None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Training figures; names like ``losses/td`` group the curves in TensorBoard."""
+        if not self._has_layout:
+            self._has_layout = True
+            layout = custom_scalars(board_layout(list(metrics)))  # type: ignore[no-untyped-call]
+            self._summary(layout)
         self._metrics.write(step, metrics)
         self._scalars(step, metrics)
 
     def write_evaluation(self, step: int, scores: Mapping[str, float]) -> None:
         """Scores of an evaluation; ``eval/`` in TensorBoard."""
+        if self._end_of_session is None and "config" in self._record:
+            begin = hparams(  # type: ignore[no-untyped-call]
+                settings_to_show(self._record["config"]), {f"eval/{name}": 0.0 for name in scores}
+            )
+            for summary in begin[:2]:
+                self._summary(summary)
+            self._end_of_session = begin[2]
         self._evaluations.write(step, scores)
         self._scalars(step, {f"eval/{name}": score for name, score in scores.items()})
 
@@ -133,6 +162,13 @@ class MetricsLog:
             for name, value in metrics.items():
                 if not math.isnan(value):
                     self._board.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.write(step, metrics)
+
+    def _summary(self, summary: Any, step: int = 0) -> None:
+        with contextlib.suppress(OSError):
+            writer = self._board._get_file_writer()  # type: ignore[no-untyped-call]
+            writer.add_summary(summary, step)
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
         """Distribution of those of ``values``, any shape, that are finite; nothing if none is."""
@@ -152,9 +188,7 @@ class MetricsLog:
         image = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes()
         )
-        summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        writer = self._board._get_file_writer()  # type: ignore[no-untyped-call]
-        writer.add_summary(summary, step)
+        self._summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def flush(self) -> None:
         """Everything written so far is on disk after this."""
@@ -167,6 +201,8 @@ class MetricsLog:
         self._evaluations.close()
         with contextlib.suppress(OSError):
             self._board.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
     def __enter__(self) -> Self:
         return self
@@ -177,11 +213,65 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is None and self._end_of_session is not None:  # else it may be continued
+            self._summary(self._end_of_session)
         self.close()
 
 
+def board_layout(names: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """TensorBoard's custom scalars for training figures of these names.
+
+    Four groups, returns, losses, diagnostics and speed; figures that differ in ``ext`` and ``int``,
+    the two streams of a learner with a bonus, share a chart.
+
+    >>> board_layout(["charts/episodic_return", "losses/value_ext", "losses/value_int"])["losses"]
+    {'losses/value': ['Multiline', ['losses/value_ext', 'losses/value_int']]}
+    """
+    layout: dict[str, dict[str, list[Any]]] = {
+        "returns": {"return": ["Multiline", ["eval/mean_return", "eval/solved_share"]]},
+        "losses": {},
+        "diagnostics": {},
+        "speed": {},
+    }
+    for name in names:
+        family, _, short = name.partition("/")
+        if name.endswith("_return"):
+            layout["returns"]["return"][1].append(name)
+            continue
+        group = family if family in layout else "diagnostics"
+        if name.endswith("_per_second"):
+            group, family, short = "speed", "per second", ""
+        chart = "/".join(filter(None, (family, re.sub(r"_(ext|int)\b|_(ext|int)(?=_)", "", short))))
+        layout[group].setdefault(chart, ["Multiline", []])[1].append(name)
+    return {group: charts for group, charts in layout.items() if charts}
+
+
+def settings_to_show(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """A recorded configuration as TensorBoard's hparams take it: what is neither number, text nor
+    truth value becomes text."""
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in config.items()
+    }
+
+
+def _recorded(directory: Path) -> dict[str, Any]:
+    """What the run directory says of the run; nothing where there is no such file."""
+    try:
+        record = json.loads((directory / _CONFIG_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
 class MeanMetrics:
-    """Means of tensors since they were last read; nothing is moved off the device before."""
+    """Means of tensors since they were last read; nothing is moved off the device before.
+
+    >>> means = MeanMetrics()
+    >>> means.add({"loss": torch.tensor([1.0, 3.0])})
+    >>> means.pop()
+    {'loss': 2.0}
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -240,6 +330,12 @@ class EpisodeStatistics:
         num_envs: N.
         window_episodes: how many of the last episodes :meth:`recent_mean` averages.
         gamma: discount per step from the episode's first on; 1 for none.
+
+    >>> episodes = EpisodeStatistics(num_envs=2)
+    >>> for last in (False, True):
+    ...     ended = episodes.add(np.array([1.0, 2.0]), np.array([last, False]))
+    >>> ended, episodes.recent_mean()
+    ([Episode(episodic_return=2.0, num_steps=2)], 2.0)
     """
 
     def __init__(self, num_envs: int, window_episodes: int = 20, gamma: float = 1.0) -> None:

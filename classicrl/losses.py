@@ -15,6 +15,9 @@ def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
 
     All ``[..., B]`` float; ``discount`` is 0 where the episode terminated. No gradient flows into
     it.
+
+    >>> td_target(torch.tensor([1.0, 1.0]), torch.tensor([0.9, 0.0]), torch.tensor([2.0, 2.0]))
+    tensor([2.8000, 1.0000])
     """
     _same_shape(reward, discount, next_value)
     return (reward + discount * next_value).detach()
@@ -22,7 +25,11 @@ def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
 
 def max_q(next_q_target: Tensor) -> Tensor:
     """Plain Q-learning bootstrap ``max_a Q-(x', a)``; ``[..., B, A] -> [..., B]`` (Mnih et al.
-    2015)."""
+    2015).
+
+    >>> max_q(torch.tensor([[1.0, 3.0], [2.0, -1.0]]))
+    tensor([3., 2.])
+    """
     return next_q_target.amax(dim=-1)
 
 
@@ -30,13 +37,20 @@ def double_q(next_q_target: Tensor, next_q_online: Tensor) -> Tensor:
     """Double-Q bootstrap ``Q-(x', argmax_a Q(x', a))``; two ``[..., B, A]`` -> ``[..., B]``.
 
     The online network chooses, the target network judges (van Hasselt et al. 2016, equation 4).
+
+    >>> double_q(torch.tensor([[1.0, 3.0]]), torch.tensor([[9.0, 8.0]]))  # online picks action 0
+    tensor([1.])
     """
     _same_shape(next_q_target, next_q_online)
     return chosen(next_q_target, next_q_online.argmax(dim=-1))
 
 
 def chosen(q: Tensor, action: Tensor) -> Tensor:
-    """``Q(x, a)`` of the taken actions; ``[..., B, A]`` and int64 ``[..., B]`` -> ``[..., B]``."""
+    """``Q(x, a)`` of the taken actions; ``[..., B, A]`` and int64 ``[..., B]`` -> ``[..., B]``.
+
+    >>> chosen(torch.tensor([[1.0, 3.0], [2.0, -1.0]]), torch.tensor([1, 0]))
+    tensor([3., 2.])
+    """
     return q.gather(-1, action[..., None])[..., 0]
 
 
@@ -49,6 +63,9 @@ def huber(td_error: Tensor) -> Tensor:
     """``mean (1/2 e^2 if |e| <= 1 else |e| - 1/2)`` over ``[..., B]`` errors -> ``[...]``.
 
     Its gradient is the TD error clipped to [-1, 1], as in Mnih et al. 2015.
+
+    >>> huber(torch.tensor([0.5, 3.0]))  # the mean of 0.125 and 2.5
+    tensor(1.3125)
     """
     size = td_error.abs()
     return torch.where(size <= 1.0, 0.5 * td_error.square(), size - 0.5).mean(dim=-1)

@@ -4,6 +4,7 @@ import platform
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from classicrl.envs.atari import available_cpus
 from classicrl.errors import UserError
@@ -36,6 +37,34 @@ def set_threads(num_threads: int) -> int:
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
     return threads
+
+
+def compile_networks(*networks: nn.Module) -> None:
+    """Has torch.compile take over the forward passes of networks, in place, and so their backward.
+
+    Names, parameters and what is saved stay as they are; results are equal up to rounding, which
+    training amplifies, so a compiled run and a plain one part in the end. Code is generated when a
+    network meets a new kind of input: the first calls take seconds to minutes.
+
+    Raises:
+        UserError: if nothing can be compiled here.
+    """
+    device = next(networks[0].parameters()).device
+    # No single cause can be asked for: the compiler, Python's headers, Triton. So it is tried.
+    try:
+        torch.compile(lambda x: 2 * x + 1)(torch.ones(3, device=device))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        needs = "Triton" if device.type == "cuda" else "a C++ compiler such as g++"
+        raise UserError(
+            f"--compile needs {needs} that torch.compile can use, and it failed here "
+            f"({type(error).__name__}: {reason}): install it, or leave --compile off"
+        ) from error
+    # Of several networks that share code, with and without gradients, for several sizes of batches:
+    # eight, the default, are too few, and the rest would then not be compiled at all.
+    torch._dynamo.config.recompile_limit = 64
+    for network in networks:
+        network.compile()
 
 
 def available_memory(device: torch.device) -> int:

@@ -25,6 +25,11 @@ class RunningMoments:
         shape: of one item; moments are kept for every element of it.
         device: where they are kept.
         ranks: batches of all processes count as one.
+
+    >>> moments = RunningMoments((2,))
+    >>> moments.update(torch.tensor([[1.0, 10.0], [3.0, 30.0]]))
+    >>> moments.mean.round(decimals=2)
+    tensor([ 2., 20.], dtype=torch.float64)
     """
 
     def __init__(

@@ -67,6 +67,9 @@ def gae(reward: Tensor, discount: Tensor, value: Tensor, gae_lambda: float) -> T
 
     Returns:
         Float ``[T, N]``; A + V is the value's target.
+
+    >>> gae(torch.ones(3, 1), torch.tensor([[0.5], [0.5], [0.0]]), torch.zeros(4, 1), 1.0)[:, 0]
+    tensor([1.7500, 1.5000, 1.0000])
     """
     if not reward.shape == discount.shape == value[1:].shape or reward.ndim != 2:
         raise ValueError(
@@ -96,6 +99,9 @@ def discounted_filter(reward: Tensor, state: Tensor, gamma: float) -> Tensor:
 
     Returns:
         Float ``[T, N]``.
+
+    >>> discounted_filter(torch.ones(3, 1), torch.zeros(1), gamma=0.5)[:, 0]
+    tensor([1.0000, 1.5000, 1.7500])
     """
     if reward.ndim != 2 or state.shape != reward.shape[1:]:
         raise ValueError(

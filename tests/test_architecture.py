@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "types", "watch"},
     {"distributed"},
     {"returns", "losses", "moments", "taylor", "schedules"}
-    | {"checkpoint", "console", "command_line"},
+    | {"checkpoint", "console", "command_line", "tracking"},
     {"loggers", "replay", "envs", "networks", "search", "smoothness"},
     {"algorithms", "domains", "experiment", "evaluation", "machine", "parameters"},
     {"views"},

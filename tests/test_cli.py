@@ -14,7 +14,10 @@ from synthetic_runs import write_model, write_peer, write_run
 from classicrl import __version__, cli, doctor
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SUBCOMMANDS = ("evaluate", "plot", "report", "doctor", "verify", "publish", "results")
+SUBCOMMANDS = (
+    *("evaluate", "plot", "report", "doctor", "verify", "publish", "results"),
+    *("solve", "export", "push", "pull"),
+)
 
 
 class Output:

@@ -50,6 +50,11 @@ FAMILY: dict[str, Recipe] = {
 """The value learners that differ in head, centring and loss alone; see docs/va_learning.md."""
 
 
+def wide_head(member: str) -> HeadName:
+    """The head of a member of the family, its single stream as wide as the others' two together."""
+    return "q-wide" if member == "dqn" else FAMILY[member].head
+
+
 class DQNLearner:
     """Online and target network, optimiser, update.
 
@@ -66,6 +71,14 @@ class DQNLearner:
     Raises:
         ValueError: if the loss ``va`` meets an advantage centred by the mean, which is not the mean
             of the actions taken; at the first update, if the network lacks what the loss reads.
+
+    >>> from classicrl.networks import vector_q_network
+    >>> learner = DQNLearner(vector_q_network("dueling", 4, 2), double=True)
+    >>> obs = torch.zeros(8, 4)
+    >>> zeros = torch.zeros(8)
+    >>> metrics = learner.update(Transition(obs, zeros.long(), zeros + 1, zeros, obs))
+    >>> metrics["loss"].shape, learner.act(obs).shape
+    (torch.Size([1]), torch.Size([8]))
     """
 
     def __init__(

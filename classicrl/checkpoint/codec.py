@@ -45,6 +45,7 @@ _PLAIN_DTYPES = {
 
 
 def plain_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers on the CPU, contiguous, with nothing lazy about them."""
     return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
 
 
@@ -190,6 +191,7 @@ def _decode(node: Any, tensors: dict[str, torch.Tensor], depth: int = 0) -> Any:
 
 
 def state_to_bytes(state: Mapping[str, Any]) -> dict[str, bytes]:
+    """A state as files: name -> bytes, the tree and its tensors."""
     encoder = _Encoder()
     tree = encoder.encode(dict(state))
     text = json.dumps(tree, allow_nan=False, separators=(",", ":")).encode()
@@ -218,6 +220,7 @@ def _groups(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 
 
 def state_from_bytes(tree: bytes, tensor_files: Sequence[bytes]) -> dict[str, Any]:
+    """The state that :func:`state_to_bytes` took apart; ValueError if the parts do not fit."""
     named: dict[str, torch.Tensor] = {}
     for data in tensor_files:
         group = safetensors.torch.load(data)

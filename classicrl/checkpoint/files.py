@@ -26,6 +26,7 @@ class FileRecord(NamedTuple):
 
 
 def write_and_sync(path: Path, data: bytes) -> None:
+    """Writes a file and flushes it to the disk."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -33,6 +34,7 @@ def write_and_sync(path: Path, data: bytes) -> None:
 
 
 def sync_directory(path: Path) -> None:
+    """Flushes a directory to the disk, so that names in it survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -58,6 +60,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def delete(path: Path) -> None:
+    """Deletes a file, a link or a whole directory."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -109,6 +112,7 @@ def read_verified(
 
 
 def hash_file(path: Path) -> str:
+    """SHA-256 of a regular file, hexadecimal; CheckpointCorrupt if it cannot be read."""
     with open_regular(path) as descriptor, open(descriptor, "rb", closefd=False) as file:
         try:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -117,5 +121,6 @@ def hash_file(path: Path) -> str:
 
 
 def one_line(error: BaseException) -> str:
+    """An error in one line of at most 300 characters."""
     name = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
     return " ".join(f"{name}{error}".split())[:300]

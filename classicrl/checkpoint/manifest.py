@@ -35,10 +35,12 @@ _HASH_BYTES = 64
 
 
 def tensor_file(number: int) -> str:
+    """Name of the n-th file of tensors."""
     return f"tensors-{number:03d}.safetensors"
 
 
 def manifest_to_bytes(manifest: Manifest) -> bytes:
+    """The file, its own SHA-256 at the end."""
     document = {
         "format_version": FORMAT_VERSION,
         "step": manifest.step,
@@ -69,6 +71,7 @@ def file_records(value: Any) -> dict[str, FileRecord]:
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
+    """Of a checkpoint; CheckpointCorrupt if it is missing, damaged or too new."""
     if checkpoint.is_symlink():
         raise CheckpointCorrupt(f"{checkpoint} is a symbolic link")
     path = checkpoint / MANIFEST_FILE

@@ -105,6 +105,9 @@ def parse_moves(text: str) -> list[int]:
 
     Raises:
         UserError: a token that is no face turn, with its position.
+
+    >>> format_moves(parse_moves("R U2 F'"))
+    "R U U F'"
     """
     actions: list[int] = []
     for position, token in enumerate(text.split(), start=1):
@@ -143,7 +146,11 @@ def format_moves(actions: Iterable[int], *, half_turns: bool = False) -> str:
 
 
 def half_turn_length(actions: Iterable[int]) -> int:
-    """Moves of quarter turns 0..11 in the half-turn metric."""
+    """Moves of quarter turns 0..11 in the half-turn metric.
+
+    >>> half_turn_length(parse_moves("R U2 F'"))
+    3
+    """
     return len(format_moves(actions, half_turns=True).split())
 
 
@@ -234,6 +241,11 @@ class Cube3:
     Attributes:
         sequences: the quarter turns of each action.
         goal: the solved cube, [20] uint8.
+
+    >>> cube = Cube3()
+    >>> state = cube.after(parse_moves("R U"))
+    >>> cube.is_goal(torch.stack([cube.goal, state]))
+    tensor([ True, False])
     """
 
     def __init__(

@@ -107,6 +107,7 @@ def member_state(stacked: nn.Module, member: int) -> dict[str, Tensor]:
 def _for_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         _HAS_ONEDNN
+        and not torch.compiler.is_compiling()  # the compiler chooses kernels of its own
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.shape[0] >= _MIN_ONEDNN_ROWS

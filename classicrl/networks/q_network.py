@@ -157,6 +157,12 @@ def vector_q_network(
         num_actions: A.
         torso_hidden, hidden: units of the torso's layer, and of each stream.
         seeds: as for :func:`minatar_q_network`.
+
+    >>> network = vector_q_network("dueling", 4, 2)
+    >>> network(torch.zeros(5, 4)).q.shape
+    torch.Size([5, 2])
+    >>> vector_q_network("dueling", 4, 2, seeds=[0, 1, 2])(torch.zeros(3, 5, 4)).q.shape
+    torch.Size([3, 5, 2])
     """
 
     def build(members: int | None) -> QNetwork:

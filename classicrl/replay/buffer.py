@@ -61,6 +61,14 @@ class ReplayBuffer:
 
     Raises:
         UserError: if the ring is too short to hold one window of every environment.
+
+    >>> replay = ReplayBuffer(100, (3,), num_envs=2, gamma=0.5, obs_dtype=torch.float32)
+    >>> obs, action, never = np.zeros((2, 3), np.float32), np.array([0, 1]), np.zeros(2, bool)
+    >>> for t in range(5):
+    ...     replay.add(obs, action, np.ones(2), never, never)
+    >>> batch = replay.sample(4)
+    >>> batch.obs.shape, batch.discount
+    (torch.Size([4, 3]), tensor([0.5000, 0.5000, 0.5000, 0.5000]))
     """
 
     def __init__(

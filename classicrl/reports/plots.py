@@ -5,13 +5,14 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from classicrl.envs.atari import PROTOCOLS
 from classicrl.errors import UserError
 from classicrl.reports.records import (
+    Array,
     Group,
     RunRecord,
     XAxis,
@@ -21,7 +22,11 @@ from classicrl.reports.records import (
     on_common_range,
     read_run,
 )
-from classicrl.reports.statistics import bootstrap_interval, interval_from_std
+from classicrl.reports.statistics import (
+    bootstrap_interval,
+    interquartile_mean,
+    interval_from_std,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,13 +36,22 @@ PANEL_INCHES = (7.0, 4.8)
 DPI = 150
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; yellow is too faint for a line.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_NUM_RESAMPLES = 2_000  # of interquartile means, at every point of a curve
 _FORMATS = (".png", ".svg", ".pdf")
 
 
+Centre = Literal["mean", "iqm"]
+
+
 def plot_runs(
-    directories: Sequence[Path], out: Path, *, metric: str = "return", x: XAxis = "steps"
+    directories: Sequence[Path],
+    out: Path,
+    *,
+    metric: str = "return",
+    x: XAxis = "steps",
+    centre: Centre = "mean",
 ) -> None:
     """Draws run directories into one picture, a panel per environment and protocol.
 
@@ -45,15 +59,20 @@ def plot_runs(
         directories: of the runs.
         out: ``.png``, ``.svg`` or ``.pdf``; its directory must exist.
         metric: see :func:`curve`. ``return`` shows the evaluations too, as points.
-        x: steps, or hours of wall time.
+        x: steps, frames, or hours of wall time.
+        centre: what is drawn of several seeds, their mean or their interquartile mean.
 
     Raises:
         UserError: if matplotlib is missing, there is nothing to draw or it cannot be written.
     """
+    write_figure(read_runs(directories), out, metric=metric, x=x, centre=centre)
+
+
+def read_runs(directories: Sequence[Path]) -> list[RunRecord]:
+    """Those of the directories that are runs; raises UserError as :func:`read_run`."""
     # Of seeds trained side by side, seed* also names the directory that they share.
     alone = [directory for directory in directories if not is_shared_by_seeds(directory)]
-    runs = [read_run(directory) for directory in alone or directories]
-    write_figure(runs, out, metric=metric, x=x)
+    return [read_run(directory) for directory in alone or directories]
 
 
 def write_figure(
@@ -62,17 +81,11 @@ def write_figure(
     *,
     metric: str = "return",
     x: XAxis = "steps",
+    centre: Centre = "mean",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """As :func:`plot_runs`, of runs that were read already; ``metadata`` is written into a PNG."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            'plots need matplotlib, which is not installed: pip install "classicrl[plots]"'
-        ) from error
-    if out.suffix not in _FORMATS:
-        raise UserError(f"{out} must end in {', '.join(_FORMATS)}")
+    require_plots(out)
     if not runs:
         raise UserError("no run to draw: name one or more run directories")
     panels: dict[tuple[str, str], list[Group]] = {}
@@ -81,18 +94,50 @@ def write_figure(
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     width, height = PANEL_INCHES
-    figure = Figure(figsize=(width * columns, height * rows), dpi=DPI, layout="constrained")
+    figure = new_figure(width * columns, height * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     labels = list(dict.fromkeys(group.label for groups in panels.values() for group in groups))
     drawn = [
-        _draw_panel(axis, groups, labels, env_id, protocol, metric, x)
+        _draw_panel(axis, groups, labels, env_id, protocol, metric, x, centre)
         for axis, ((env_id, protocol), groups) in zip(axes, panels.items(), strict=False)
     ]
     if not any(drawn):
         raise UserError(f"none of the {len(runs)} runs has a value of {metric} yet: wait for more")
-    _caption(figure, panels, metric, columns)
+    _caption(figure, panels, metric, columns, centre)
+    save_figure(figure, out, metadata)
+
+
+def require_plots(out: Path) -> None:
+    """Refuses a picture that cannot be drawn: matplotlib is missing, or ``out`` is of no format.
+
+    Raises:
+        UserError: saying so.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            'plots need matplotlib, which is not installed: pip install "classicrl[plots]"'
+        ) from error
+    if out.suffix not in _FORMATS:
+        raise UserError(f"{out} must end in {', '.join(_FORMATS)}")
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def save_figure(figure: "Figure", out: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a figure, whole or not at all; ``metadata`` into a PNG.
+
+    Raises:
+        UserError: if the disk refuses.
+    """
     image = io.BytesIO()
     described = dict(metadata) if metadata and out.suffix == ".png" else None
     figure.savefig(image, format=out.suffix[1:], metadata=described)
@@ -110,35 +155,61 @@ def _draw_panel(
     protocol: str,
     metric: str,
     x: XAxis,
+    centre: Centre,
 ) -> bool:
     drawn = False
     for group in groups:
         index = labels.index(group.label)
-        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         name: str | None = group.described
-        if metric != "eval" and _draw_lines(axis, group, metric, x, colour, name):
+        if metric != "eval" and _draw_lines(axis, group, metric, x, colour, name, centre):
             drawn, name = True, None
         if metric in ("return", "eval") and _draw_evaluations(
-            axis, group, x, colour, marker, name, joined=metric == "eval"
+            axis, group, x, colour, marker, name, centre, joined=metric == "eval"
         ):
             drawn = True
     axis.set_title(f"{env_id}, {protocol}", loc="left", fontsize=11, fontweight="bold")
     frames = ", 4 frames each" if env_id.startswith("ALE/") else ""
     steps = f"steps (decisions of the agent{frames})"
-    axis.set_xlabel(steps if x == "steps" else "hours of wall time")
+    if x == "frames":
+        steps = "frames (4 for each decision of the agent)" if frames else "steps"
+    axis.set_xlabel("hours of wall time" if x == "hours" else steps)
     axis.set_ylabel({"return": "return of a game", "eval": "return of a game"}.get(metric, metric))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.set_xlim(left=0)
-    if x == "steps":
+    if x != "hours":
         axis.xaxis.set_major_formatter(lambda value, _: _short_number(value))
     if drawn:
         axis.legend(frameon=False, fontsize=9, loc="best")
     return drawn
 
 
+def centre_of(values: Array, centre: Centre) -> tuple[Array, Array, Array]:
+    """Mean or interquartile mean over seeds, ``[seeds, P] -> [P]``, and its 95% interval.
+
+    The interval is the percentile bootstrap's over seeds, which on one environment is the
+    stratified one.
+    """
+    if centre == "mean":
+        return values.mean(axis=0), *bootstrap_interval(values)
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(values), (_NUM_RESAMPLES, len(values)))
+    # Few seeds make few different draws: each is looked at once.
+    draws, counts = np.unique(np.sort(drawn, axis=1), axis=0, return_counts=True)
+    means = interquartile_mean(values[draws].swapaxes(1, 2)).repeat(counts, axis=0)  # [R, P]
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return interquartile_mean(values.T), low, high
+
+
 def _draw_lines(
-    axis: "Axes", group: Group, metric: str, x: XAxis, colour: str, label: str | None
+    axis: "Axes",
+    group: Group,
+    metric: str,
+    x: XAxis,
+    colour: str,
+    label: str | None,
+    centre: Centre,
 ) -> bool:
     curves = [curve(run, metric, x) for run in group.runs]
     curves = [(xs, ys) for xs, ys in curves if len(xs)]
@@ -148,10 +219,12 @@ def _draw_lines(
         for xs, ys in curves:
             axis.plot(xs, ys, color=colour, linewidth=0.7, alpha=0.3)
         grid, values = on_common_range(curves)
-        if len(grid) > 1:
-            low, high = bootstrap_interval(values)
+        if len(grid):
+            middle, low, high = centre_of(values, centre)
             axis.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
-        axis.plot(grid, values.mean(axis=0), color=colour, linewidth=1.8, label=label)
+        else:
+            middle = grid
+        axis.plot(grid, middle, color=colour, linewidth=1.8, label=label)
     else:
         xs, ys = curves[0]
         # A line of a single point would be invisible.
@@ -166,6 +239,7 @@ def _draw_evaluations(
     colour: str,
     marker: str,
     label: str | None,
+    centre: Centre,
     *,
     joined: bool,
 ) -> bool:
@@ -190,7 +264,7 @@ def _draw_evaluations(
         # Where seeds were evaluated at the same steps, these are the points themselves.
         shortest = min(curves, key=lambda c: c[0][-1])[0]
         xs, values = on_common_range(curves, shortest)
-        mean, (low, high) = values.mean(axis=0), bootstrap_interval(values)
+        mean, low, high = centre_of(values, centre) if len(xs) else (xs, xs, xs)
     axis.errorbar(
         xs,
         mean,
@@ -213,6 +287,7 @@ def _caption(
     panels: Mapping[tuple[str, str], Sequence[Group]],
     metric: str,
     columns: int,
+    centre: Centre,
 ) -> None:
     lines = [
         f"Protocol {name}: {protocol_in_words(name)}."
@@ -235,10 +310,18 @@ def _caption(
         over = "seeds (over games where there is 1 seed)" if several else "games"
         words[-1] += f", bars their 95% interval over {over}."
     if several and metric != "eval":
-        words.append("Thick: mean over seeds, shaded its 95% bootstrap interval; thin: each seed.")
+        name = "mean" if centre == "mean" else "interquartile mean"
+        words.append(
+            f"Thick: {name} over seeds, shaded its 95% bootstrap interval; thin: each seed."
+        )
     if words:
         lines.append(" ".join(words))
-    text = "\n".join(textwrap.fill(line, 125 * columns) for line in lines)
+    write_caption(figure, lines, 125 * columns)
+
+
+def write_caption(figure: "Figure", lines: Sequence[str], characters: int) -> None:
+    """Small print under a figure, in lines of so many characters."""
+    text = "\n".join(textwrap.fill(line, characters) for line in lines)
     figure.supxlabel(text, fontsize=7.5, color="#444444", x=0.01, ha="left")
 
 

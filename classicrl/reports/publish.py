@@ -114,12 +114,12 @@ def publish(
     software = {**record.get("versions", {}), **summary.get("versions", {})}
     texts: dict[str, bytes] = {
         "metrics.csv": _table(_thinned(run.metrics, MAX_METRICS_ROWS)),
-        "summary.json": _json_bytes(_without_paths({**summary, "variant": variant})),
+        "summary.json": _json_bytes(without_paths({**summary, "variant": variant})),
     }
     if run.evaluations:
         texts["evaluations.csv"] = _table(run.evaluations)
     if record:
-        texts["config.json"] = _json_bytes(_without_paths(record))
+        texts["config.json"] = _json_bytes(without_paths(record))
     try:
         total_steps = int(summary["total_steps"])
         recorded_weights = _weights_bytes(run, total_steps, weights)
@@ -178,7 +178,14 @@ def command_of(agent: str, record: dict[str, Any]) -> str:
     words = ["python", f"agents/{agent.partition('-')[0]}.py"]
     for name, value in config.items():
         flag = name.replace("_", "-")
-        if value is None or name in ("run_dir", "overwrite", "device", "threads"):
+        if value is None or name in (
+            "run_dir",
+            "overwrite",
+            "device",
+            "threads",
+            "compile",
+            "track",
+        ):
             continue
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
@@ -255,12 +262,12 @@ def _table(columns: dict[str, Array]) -> bytes:
     return text.getvalue().encode()
 
 
-def _without_paths(record: dict[str, Any]) -> dict[str, Any]:
+def without_paths(record: dict[str, Any]) -> dict[str, Any]:
     """A copy in which the run directory, wherever it is named, is null."""
     return {
         key: None
         if key == "run_dir"
-        else _without_paths(value)
+        else without_paths(value)
         if isinstance(value, dict)
         else value
         for key, value in record.items()

@@ -18,7 +18,7 @@ from classicrl.errors import UserError
 from classicrl.experiment import read_json
 from classicrl.loggers import read_csv
 
-XAxis = Literal["steps", "hours"]
+XAxis = Literal["steps", "frames", "hours"]
 Array = NDArray[np.float64]
 
 _GRID_POINTS = 300
@@ -36,6 +36,8 @@ _NOT_OF_THE_METHOD = {
     "overwrite",
     "device",
     "threads",
+    "compile",
+    "track",
     "log_period_steps",
     "evaluation_period_steps",
     "evaluation_episodes",
@@ -120,7 +122,12 @@ def read_run(directory: Path) -> RunRecord:
         protocol=str(known.get("protocol", "classic")),
         seed=seed,
         variant=str(variant),
-        settings={k: v for k, v in config.items() if k not in _NOT_OF_THE_METHOD},
+        settings={
+            name: value
+            for name, value in config.items()
+            # Runs of versions that could not begin with given weights are as those that did not.
+            if name not in _NOT_OF_THE_METHOD and (name, value) != ("init_from", None)
+        },
         metrics=read_curves(directory / "metrics.csv"),
         evaluations=read_curves(directory / "evaluations.csv"),
     )
@@ -210,7 +217,8 @@ def curve(run: RunRecord, metric: str, x: XAxis) -> tuple[Array, Array]:
         metric: ``return``, ``loss``, ``eval`` (scores of evaluations), another column of
             ``evaluations.csv``, such as ``rooms``, or one of ``metrics.csv``, with or without the
             part before its slash.
-        x: steps, or hours of wall time.
+        x: steps; frames, of which Atari's emulator shows four a step and others one; or hours of
+            wall time.
 
     Raises:
         UserError: if the run has no such figure; those that it has are named.
@@ -244,6 +252,8 @@ def _column(run: RunRecord, metric: str) -> str:
 def _abscissae(run: RunRecord, steps: Array, x: XAxis) -> Array:
     if x == "steps":
         return steps
+    if x == "frames":
+        return steps * (4 if run.env_id.startswith("ALE/") else 1)
     if not run.metrics:
         return np.full(len(steps), math.nan)
     column = _column(run, "wall_seconds")

@@ -163,6 +163,7 @@ def _pair(value: Any) -> tuple[float, float]:
 
 
 def write_index(path: Path, entries: Sequence[Entry]) -> None:
+    """Writes the index, atomically, its entries in the order of their paths."""
     ordered = sorted(entries, key=lambda entry: entry.path)
     records = [dataclasses.asdict(entry) for entry in ordered]
     for record in records:

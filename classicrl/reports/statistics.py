@@ -97,6 +97,9 @@ def interquartile_mean(values: ArrayLike, *, weights: ArrayLike | None = None) -
     Raises:
         ValueError: for no values, values that are not finite, or weights that are negative, all
             zero or of another number.
+
+    >>> interquartile_mean([1.0, 2.0, 3.0, 100.0])
+    array(2.5)
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim == 0 or array.shape[-1] == 0:
@@ -140,6 +143,9 @@ def stratified_bootstrap(
     Raises:
         ValueError: for no tasks, a task without scores, scores that are not finite, or a statistic
             of another shape.
+
+    >>> stratified_bootstrap({"Pong": [1.0, 1.0], "Breakout": [3.0]}, lambda all: all.mean(axis=1))
+    (1.6666666666666667, 1.6666666666666667)
     """
     tasks = _checked(scores_by_task)
     _require_resamples(num_resamples)
@@ -150,6 +156,52 @@ def stratified_bootstrap(
         raise ValueError(f"the statistic must return {(num_resamples,)}, not {values.shape}")
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+class Profile(NamedTuple):
+    """Shares of runs above thresholds, with the ends of their 95% intervals, each ``[P]``."""
+
+    share: Array
+    low: Array
+    high: Array
+
+
+def performance_profile(
+    scores_by_task: ScoresByTask,
+    thresholds: ArrayLike,
+    *,
+    num_resamples: int = 2_000,
+    seed: int = 0,
+) -> Profile:
+    """Share of runs that score above each threshold (Agarwal et al. 2021, section 4.2).
+
+    The mean over tasks of the share of a task's seeds, so that a task with more seeds counts no
+    more than another; the intervals are those of a stratified bootstrap, point by point.
+
+    Args:
+        scores_by_task: ``[seeds]`` for each task, on one scale.
+        thresholds: ``[P]``.
+        num_resamples, seed: as in :func:`stratified_bootstrap`.
+
+    Raises:
+        ValueError: as :func:`stratified_bootstrap`.
+
+    >>> performance_profile({"Pong": [1.0, 3.0], "Breakout": [2.0]}, [0.0, 1.5, 3.0]).share
+    array([1.  , 0.75, 0.  ])
+    """
+    tasks = _checked(scores_by_task)
+    _require_resamples(num_resamples)
+    taus = np.asarray(thresholds, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    share, resampled = np.zeros(len(taus)), np.zeros((num_resamples, len(taus)))
+    for scores in tasks:
+        above = (scores[:, None] > taus).astype(np.float64)  # [seeds, P]
+        even = np.full(len(scores), 1 / len(scores))
+        counts = rng.multinomial(len(scores), even, num_resamples) / len(scores)
+        share += above.mean(axis=0) / len(tasks)
+        resampled += counts @ above / len(tasks)
+    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    return Profile(share, low, high)
 
 
 def probability_of_improvement(
@@ -173,6 +225,9 @@ def probability_of_improvement(
     Raises:
         ValueError: for other tasks in X than in Y, no tasks, a task without scores, or scores that
             are not finite.
+
+    >>> probability_of_improvement({"Pong": [2.0, 3.0]}, {"Pong": [1.0, 2.0]}).value
+    0.875
     """
     if isinstance(x_by_task, Mapping) != isinstance(y_by_task, Mapping):
         raise ValueError("name the tasks of both or of neither")

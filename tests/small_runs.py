@@ -1,0 +1,175 @@
+"""Every training script, with a run of a second: what tests over all scripts share."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from script_process import load_script
+
+from classicrl import cube_solver
+
+
+class Small(NamedTuple):
+    """A script, made small."""
+
+    script: str
+    settings: dict[str, Any]
+    needs: str = "torch"  # a package without which it cannot run
+    shared: str = "."  # the directory below the run directory that holds checkpoints/
+    results: tuple[str, ...] = (".",)  # those that hold metrics.csv and the model
+    wrong: tuple[tuple[str, Any], ...] = ()  # settings that make another network of it
+
+    def __str__(self) -> str:
+        return self.script
+
+    def run(self, directory: Path, **settings: Any) -> dict[str, Any]:
+        """``main``, in this process."""
+        script = load_script(self.script)
+        config = script.Config(**{**self.settings, "run_dir": directory, **settings})
+        with pytest.MonkeyPatch.context() as patch:
+            # Networks that know nothing would climb the ladder of searches to its end.
+            patch.setattr(cube_solver, "_MAX_WIDTH", 16)
+            summary: dict[str, Any] = script.main(config)
+        return summary
+
+
+_VALUE: dict[str, Any] = {
+    "total_steps": 80,
+    "device": "cpu",
+    "threads": 1,
+    "batch_size": 8,
+    "replay_capacity": 2_000,
+    "first_update_steps": 40,
+    "epsilon_decay_steps": 100,
+    "target_period_steps": 35,
+    "log_period_steps": 20,
+    "checkpoint_period_steps": 40,
+    "evaluation_period_steps": 40,
+    "evaluation_episodes": 1,
+    "final_evaluation_episodes": 2,
+}
+_SEEDS: dict[str, Any] = {"num_seeds": 2, "seed": 3}
+_GROUP: dict[str, Any] = {"shared": "seeds3-4", "results": ("seed3", "seed4")}
+
+ALL = [
+    Small("dueling_dqn_atari", {**_VALUE, "num_envs": 2}, "ale_py", wrong=(("torso", "nature"),)),
+    Small("va_atari", {**_VALUE, "num_envs": 2}, "ale_py", wrong=(("member", "dqn"),)),
+    Small(
+        "va_minatar",
+        {**_VALUE, **_SEEDS, "num_envs": 2},
+        "minatar",
+        **_GROUP,
+        wrong=(("env_id", "MinAtar/Freeway-v1"),),
+    ),
+    Small(
+        "va_classic_control",
+        {**_VALUE, **_SEEDS, "num_envs": 1},
+        **_GROUP,
+        wrong=(("env_id", "Acrobot-v1"),),
+    ),
+    Small(
+        "ppo_rnd_atari",
+        {
+            "total_steps": 48,
+            "device": "cpu",
+            "threads": 1,
+            "num_envs": 2,
+            "rollout_steps": 6,
+            "warmup_rollouts": 2,
+            "log_period_steps": 12,
+            "checkpoint_period_steps": 12,
+            "evaluation_period_steps": 24,
+            "evaluation_episodes": 2,
+            "final_evaluation_episodes": 2,
+        },
+        "ale_py",
+        wrong=(("policy", "gru"),),
+    ),
+    Small(
+        "ppo_rnd_small",
+        {
+            "total_steps": 96,
+            "num_envs": 4,
+            "rollout_steps": 6,
+            "warmup_steps": 5,
+            "log_period_steps": 24,
+            "final_evaluation_episodes": 2,
+            "checkpoint_period_steps": 48,
+        },
+        wrong=(("env_id", "CartPole-v1"),),
+    ),
+    Small(
+        "dqn_rnd_small",
+        {
+            "total_steps": 96,
+            "num_envs": 4,
+            "batch_size": 8,
+            "replay_capacity": 1_000,
+            "first_update_steps": 40,
+            "target_period_steps": 30,
+            "log_period_steps": 24,
+            "final_evaluation_episodes": 2,
+            "checkpoint_period_steps": 48,
+        },
+        wrong=(("env_id", "classicrl/ChainLock40-v0"),),
+    ),
+    Small(
+        "symphony_mujoco",
+        {
+            "env_id": "Pendulum-v1",
+            "total_steps": 60,
+            "device": "cpu",
+            "threads": 1,
+            "hidden": 16,
+            "heads_per_critic": 4,
+            "batch_size": 8,
+            "warmup_steps": 40,
+            "warmup_replication": 3,
+            "updates_per_step": 2,
+            "log_period_steps": 20,
+            "checkpoint_period_steps": 30,
+            "evaluation_period_steps": 30,
+            "evaluation_episodes": 1,
+            "final_evaluation_episodes": 2,
+            "obs_norm": True,
+            "video": False,
+        },
+        wrong=(("hidden", 24),),
+    ),
+    Small(
+        "qstar_cube3_train",
+        {
+            "total_updates": 20,
+            "threads": 1,
+            "device": "cpu",
+            "embedding_size": 24,
+            "hidden_size": 16,
+            "batch_size": 200,
+            "walk_length": 9,
+            "ball_depth": 3,
+            "log_period_updates": 5,
+            "evaluation_period_updates": 10,
+            "evaluation_cubes": 1,
+            "final_evaluation_cubes": 2,
+            "evaluation_width": 8,
+            "checkpoint_period_updates": 10,
+            "target_period_updates": 7,
+        },
+        wrong=(("hidden_size", 24),),
+    ),
+]
+
+
+def scripts() -> list[Any]:
+    """Parameters of a test over all scripts, skipped where they cannot run."""
+    return [
+        pytest.param(
+            small,
+            id=small.script,
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec(small.needs) is None, reason=f"requires {small.needs}"
+            ),
+        )
+        for small in ALL
+    ]
