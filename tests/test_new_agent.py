@@ -1,5 +1,5 @@
-"""The agent of docs/new_agent.md: its equations, what a run leaves, how it is continued and refused,
-that it learns, and that the page quotes the file that runs."""
+"""The agent of docs/new_agent.md: its equations, what a run leaves, how it is continued and
+refused, that it learns, and that the page quotes the file that runs."""
 
 import math
 import os
@@ -55,7 +55,7 @@ def test_the_agent_is_short() -> None:
 
 
 def test_the_page_quotes_the_file_that_runs() -> None:
-    """Every block of the page that says where it is from stands there word for word, in its order."""
+    """Every block that says where it is from stands there word for word, in its order."""
     text = (DOCS / "examples" / "c51_classic_control.py").read_text()
     page = (DOCS / "new_agent.md").read_text()
     quoted = re.findall(r"<!-- from: c51_classic_control.py -->\n```python\n(.*?)```", page, re.S)
@@ -67,9 +67,7 @@ def test_the_page_quotes_the_file_that_runs() -> None:
 
 @given(
     st.integers(2, 7),
-    st.lists(
-        st.tuples(st.floats(-3, 3), st.sampled_from([0.0, 0.9, 1.0])), min_size=1, max_size=5
-    ),
+    st.lists(st.tuples(st.floats(-3, 3), st.sampled_from([0.0, 0.9, 1.0])), min_size=1, max_size=5),
     st.integers(0, 99),
 )
 def test_projection_keeps_mass_and_mean(
@@ -99,7 +97,7 @@ def test_projection_by_hand() -> None:
 
 
 def test_the_learner_learns_a_distribution() -> None:
-    """One action that pays 0 or 2 alike, one that pays 1: equal means, told apart by their spread."""
+    """One action pays 0 or 2 alike, the other 1: equal means, told apart by their spread."""
     from classicrl.networks import MLPTorso, QNetwork, init_fan_in_
 
     script = load_script(SCRIPT)
@@ -201,9 +199,7 @@ def test_nan_ends_the_run_and_leaves_the_checkpoint(
         (["--value-bound", "0"], "--value-bound must be positive"),
     ],
 )
-def test_bad_flags_exit_2_with_one_line(
-    tmp_path: Path, arguments: list[str], message: str
-) -> None:
+def test_bad_flags_exit_2_with_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
     place = ["--run-dir", str(tmp_path / "run")]
     code, output = command_line(SCRIPT, *arguments, *place, output=tmp_path / "output")
     assert code == 2, output

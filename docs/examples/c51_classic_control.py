@@ -28,7 +28,7 @@ class Config:
     learning_rate: float = 1e-3  # of Adam
     batch_size: int = 64  # transitions per update
     first_update_steps: int = 1_000  # before the first update; then one every 2 steps
-    target_period_steps: int = 500  # between copies into the target network
+    target_period_steps: int = 100  # between copies into the target network
     epsilon_end: float = 0.05  # share of random actions, reached after 10,000 steps
     report_period_steps: int = may_change(1_000)  # between rows of metrics.csv, and checkpoints
 
