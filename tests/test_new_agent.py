@@ -209,8 +209,7 @@ def test_bad_flags_exit_2_with_one_line(tmp_path: Path, arguments: list[str], me
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_it_learns(tmp_path: Path) -> None:
-    """Two seeds of the default settings, each above the 195 that CartPole was once called solved
-    at; a random policy gets 20."""
+    """Two seeds of the default settings; a random policy gets about 20, and 500 is the most."""
     for seed in (0, 1):
         config = load_script(SCRIPT).Config(seed=seed, threads=1, run_dir=tmp_path / str(seed))
-        assert load_script(SCRIPT).main(config)["eval"]["mean_return"] > 195
+        assert load_script(SCRIPT).main(config)["eval"]["mean_return"] > 300
