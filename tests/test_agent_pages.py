@@ -33,7 +33,7 @@ HEADINGS = {  # what a reader looks for in the page of an agent
     "va_learning.md": ("Every figure that is logged", "Deviations", "Results"),
     "va_tabular.md": ("Every figure that is logged", "Deviations", "Random MDPs"),
     "rnd.md": ("Every figure that is logged", "Deviations", "What was measured"),
-    "symphony.md": ("What is logged", "Differences from the paper", "What was measured"),
+    "symphony.md": ("What is logged", "Differences from the paper", "(What was measured|Results)"),
     "qstar.md": ("Every figure that is logged", "Deviations from the paper", "what was measured"),
 }
 
