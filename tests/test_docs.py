@@ -91,6 +91,33 @@ def test_failing_blocks_fail_and_passed_ones_are_not_run_again(
     assert (copy / "ran.txt").read_text() == "x\n" and "(before)" not in capsys.readouterr().out
 
 
+def test_links_lead_to_files_and_headings() -> None:
+    """In the files themselves, as GitHub shows them; the site's build checks its own."""
+
+    def anchors(path: Path) -> set[str]:
+        text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+        headings = re.findall(r"^#+ (.*)$", text, re.M)
+        return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+
+    top = DOCS.parent
+    found = 0
+    for page in (*pages(), top / "CONTRIBUTING.md", top / "runs" / "reference" / "README.md"):
+        text = re.sub(r"^```.*?^```|`[^`\n]+`", "", page.read_text(), flags=re.S | re.M)
+        for link, anchor in re.findall(r"\]\(([^)\s#]*)(?:#([^)\s]*))?\)", text):
+            if ":" in link:
+                continue
+            target = page if not link else page.parent / link
+            assert target.exists(), f"{page} links to {link}"
+            assert not anchor or anchor in anchors(target), f"{page} links to {link}#{anchor}"
+            found += 1
+    assert found > 100
+
+
+def test_pictures_are_small() -> None:
+    for picture in (DOCS / "images").iterdir():
+        assert 0 < picture.stat().st_size <= 200 * 1024, picture
+
+
 def test_the_list_of_modules_is_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, DOCS / "modules_page.py", "--check"], capture_output=True, text=True
