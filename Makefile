@@ -14,7 +14,7 @@ agents := $(sort $(basename $(notdir $(wildcard agents/*.py))))
 benchmarks := $(sort $(basename $(notdir $(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help train demo test lint test-slow test-all bench clean
+.PHONY: help train demo test lint test-slow test-all bench docs check-docs clean
 
 help:
 	@echo "make train      install into .venv, then run agents/AGENT.py; again: resumes"
@@ -27,6 +27,9 @@ help:
 	@echo "make test-all   every case of the fault battery, counted in docs/reliability.md; again: continues"
 	@echo "                ARGS='kills damage' chooses groups"
 	@echo "make bench      run benchmarks/BENCH.py; BENCH=$(BENCH) (of: $(benchmarks)), ARGS= as above"
+	@echo "make docs       the documentation as a site, in build/site"
+	@echo "make check-docs run the command blocks of README and docs that are marked so, in a fresh clone"
+	@echo "                ARGS='--kinds fast minutes' takes those of minutes too"
 	@echo "make clean      remove .venv, caches and build products; runs/ stays"
 	@echo "PYTHON=$(PYTHON) is the Python that makes .venv: 3.11 or later, with venv and pip"
 
@@ -56,6 +59,12 @@ test-all: .venv/.stamp-test
 bench: require-benchmark .venv/.stamp-bench
 	$(venv_python) benchmarks/$(BENCH).py $(ARGS)
 
+docs: .venv/.stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(venv_python) -m mkdocs build --strict
+
+check-docs: .venv/.stamp-test
+	$(venv_python) tests/run_docs.py $(ARGS)
+
 clean:
 	rm -rf .venv build dist classicrl.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find classicrl agents benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -73,12 +82,13 @@ require-benchmark:
 .venv/.stamp-demo: extras :=
 .venv/.stamp-run: extras := atari,minatar,plots
 .venv/.stamp-test: extras := dev
+.venv/.stamp-docs: extras := docs
 .venv/.stamp-bench: extras := atari,minatar,plots,bench
 
 # .venv/.unfinished stands from before the first file is written until pip has succeeded. A .venv
 # that has it was interrupted, may hold half a package that pip takes for a whole one, and is
 # made anew; pip's cache keeps the downloads.
-.venv/.stamp-demo .venv/.stamp-run .venv/.stamp-test .venv/.stamp-bench: setup.cfg constraints.txt
+.venv/.stamp-demo .venv/.stamp-run .venv/.stamp-test .venv/.stamp-docs .venv/.stamp-bench: setup.cfg constraints.txt
 	@set -e; \
 	if [ -e .venv/.unfinished ] || ! $(venv_python) -m pip --version >/dev/null 2>&1; then \
 	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || \

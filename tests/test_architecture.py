@@ -8,7 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "classicrl").rglob("*.py"))
-PROGRAMS = sorted([*(ROOT / "agents").glob("*.py"), *(ROOT / "runs").glob("*.py")])
+PROGRAMS = sorted(
+    path
+    for place in ("agents", "runs", "docs", "docs/examples")
+    for path in (ROOT / place).glob("*.py")
+)
 
 # Each layer may import those above it in this list, and its own package. Modules that are not
 # listed put others together: they form the last layer.
