@@ -20,14 +20,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import custom_scalars, hparams
+from torch.utils.tensorboard.summary import histogram as histogram_summary
 
 from classicrl.checkpoint import write_atomic
 from classicrl.errors import UserError
+from classicrl.event_file import EventFile
 from classicrl.tracking import TrackName, WandbSink
 
 _CONFIG_FILE = "config.json"  # of the run directory; experiment.py writes it
+_UPWARDS = [1e-12 * 1.1**i for i in range(774)]  # to 1e20
+_BINS = [-edge for edge in reversed(_UPWARDS)] + [0.0] + _UPWARDS  # TensorBoard's own
 
 
 class CsvLog:
@@ -129,8 +132,7 @@ class MetricsLog:
         self._metrics = CsvLog(directory / "metrics.csv", resume_step)
         self._evaluations = CsvLog(directory / "evaluations.csv", evaluated_at_step)
         # Also at step 0: a run that was killed before its first checkpoint begins again there.
-        board = str(directory / "tensorboard")
-        self._board = SummaryWriter(board, purge_step=resume_step + 1)
+        self._events = EventFile(directory / "tensorboard", purge_step=resume_step + 1)
         self._record = _recorded(directory)
         self._has_layout = False
         self._end_of_session: Any = None
@@ -141,7 +143,7 @@ class MetricsLog:
         if not self._has_layout:
             self._has_layout = True
             layout = custom_scalars(board_layout(list(metrics)))  # type: ignore[no-untyped-call]
-            self._summary(layout)
+            self._events.add(layout, 0)
         self._metrics.write(step, metrics)
         self._scalars(step, metrics)
 
@@ -152,31 +154,25 @@ class MetricsLog:
                 settings_to_show(self._record["config"]), {f"eval/{name}": 0.0 for name in scores}
             )
             for summary in begin[:2]:
-                self._summary(summary)
+                self._events.add(summary, 0)
             self._end_of_session = begin[2]
         self._evaluations.write(step, scores)
         self._scalars(step, {f"eval/{name}": score for name, score in scores.items()})
 
     def _scalars(self, step: int, metrics: Mapping[str, float]) -> None:
-        with contextlib.suppress(OSError):  # a full disk ends the events, not the run
-            for name, value in metrics.items():
-                if not math.isnan(value):
-                    self._board.add_scalar(name, value, step)
+        for name, value in metrics.items():
+            if not math.isnan(value):
+                self._events.add_scalar(name, value, step)
         if self._tracker is not None:
             self._tracker.write(step, metrics)
-
-    def _summary(self, summary: Any, step: int = 0) -> None:
-        with contextlib.suppress(OSError):
-            writer = self._board._get_file_writer()  # type: ignore[no-untyped-call]
-            writer.add_summary(summary, step)
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
         """Distribution of those of ``values``, any shape, that are finite; nothing if none is."""
         finite = values[values.isfinite()]  # TensorBoard raises on others
         if not len(finite):
             return
-        with contextlib.suppress(OSError):
-            self._board.add_histogram(name, finite, step)
+        bins = histogram_summary(name, finite, _BINS)  # type: ignore[no-untyped-call]
+        self._events.add(bins, step)
 
     def gif(self, step: int, name: str, path: Path) -> None:
         """An animated picture, shown under Images."""
@@ -188,19 +184,17 @@ class MetricsLog:
         image = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes()
         )
-        self._summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        self._events.add(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def flush(self) -> None:
         """Everything written so far is on disk after this."""
-        with contextlib.suppress(OSError):
-            self._board.flush()
+        self._events.flush()
 
     def close(self) -> None:
         """Closes everything."""
         self._metrics.close()
         self._evaluations.close()
-        with contextlib.suppress(OSError):
-            self._board.close()
+        self._events.close()
         if self._tracker is not None:
             self._tracker.close()
 
@@ -214,7 +208,7 @@ class MetricsLog:
         trace: TracebackType | None,
     ) -> None:
         if kind is None and self._end_of_session is not None:  # else it may be continued
-            self._summary(self._end_of_session)
+            self._events.add(self._end_of_session, 0)
         self.close()
 
 

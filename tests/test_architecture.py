@@ -20,7 +20,7 @@ LAYERS = [
     {"errors", "types", "watch"},
     {"distributed"},
     {"returns", "losses", "moments", "taylor", "schedules"}
-    | {"checkpoint", "console", "command_line", "tracking"},
+    | {"checkpoint", "console", "command_line", "event_file", "tracking"},
     {"loggers", "replay", "envs", "networks", "search", "smoothness"},
     {"algorithms", "domains", "experiment", "evaluation", "machine", "parameters"},
     {"views"},

@@ -1,6 +1,8 @@
 """What is logged: CSV files that continue after a crash, TensorBoard, means, episode statistics."""
 
+import errno
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from classicrl.console import TrainingProgress
 from classicrl.loggers import (
@@ -374,3 +377,28 @@ def test_means_count_each_name_by_itself() -> None:
     # A checkpoint of an earlier version, with one count for all.
     other.load_state_dict({"sums": {"a": 4.0}, "count": 2})
     assert other.peek() == {"a": 2.0}
+
+
+def test_events_end_in_one_line_where_the_disk_is_full(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written before can be read, the CSV goes on, and no thread is there to complain."""
+    threads = threading.active_count()
+    with MetricsLog(tmp_path) as log:
+        assert threading.active_count() == threads
+        log.write(10, {"losses/td": 0.5})
+        log.flush()
+
+        def full(self: Any, data: bytes) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RecordWriter, "write", full)
+            log.write(20, {"losses/td": 0.25})
+        log.write(30, {"losses/td": 0.125})
+        log.flush()
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: no more TensorBoard events: [Errno 28] No space left on device; the run goes on"
+    ]
+    assert scalars(tmp_path, "losses/td") == [(10, 0.5)]
+    assert list(read_csv(tmp_path / "metrics.csv")["step"]) == [10, 20, 30]

@@ -18,7 +18,7 @@ GROUP = "full and failing disks"
 
 CHUNK = "classicrl.replay.chunks:write_atomic"
 MODEL = "classicrl.checkpoint.model_file:write_atomic"
-EVENT = "torch.utils.tensorboard:SummaryWriter.add_scalar"
+EVENT = "tensorboard.summary.writer.record_writer:RecordWriter.write"
 DIRECTORY = "os:mkdir"
 FOR_EVER = 10**9
 
