@@ -207,7 +207,7 @@ def test_bad_flags_exit_2_with_one_line(tmp_path: Path, arguments: list[str], me
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1_200)
 def test_it_learns(tmp_path: Path) -> None:
     """Two seeds of the default settings; a random policy gets about 20, and 500 is the most."""
     for seed in (0, 1):
