@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_runs import ALL, Small, scripts
 
-from classicrl import cli, hub
+from classicrl import cli, cube_solver, hub
 from classicrl.checkpoint import load_model, save_model
 from classicrl.errors import UserError
 from classicrl.model_directory import FILES, check_model, export_model
@@ -86,6 +86,24 @@ def test_the_commands_take_it(model: Path, classicrl: Run) -> None:
     assert code == 0 and out.startswith("va_classic_control-va on CartPole-v1 (plain)")
     code, out, _ = classicrl("report", model)
     assert code == 0 and (model / "report.html").exists()
+
+
+def test_a_network_for_the_cube_is_evaluated(
+    finished: Finished,
+    tmp_path: Path,
+    classicrl: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cube_solver, "_MAX_WIDTH", 16)  # it knows nothing
+    source = finished(small("qstar_cube3_train"))
+    code, out, err = classicrl("evaluate", source, "--episodes", 2)
+    assert code == 0, err
+    first, _, cubes, score = out.splitlines()
+    assert first == "qstar_cube3_train on cube3-12, weights of update 20"
+    assert cubes == "cubes         2, seed 0, solved 0"
+    assert score.startswith("return        -100.00 +- 0.00 ")
+    code, _, err = classicrl("evaluate", source, "--video", tmp_path / "cube.gif")
+    assert code == 2 and "classicrl solve --gif" in err
 
 
 def test_export_from_the_command_line(finished: Finished, tmp_path: Path, classicrl: Run) -> None:
