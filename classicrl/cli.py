@@ -90,7 +90,8 @@ def evaluate(
         _require(video.suffix == ".gif", f"--video {video} must end in .gif")
         _require(video.parent.is_dir(), f"--video: {video.parent} is not a directory")
 
-    from classicrl.agent_file import MODEL_FILE, evaluator_of, load_agent
+    from classicrl.agent_file import MODEL_FILE, evaluator_of, load_agent, model_path
+    from classicrl.checkpoint import load_model
     from classicrl.experiment import StopRequest
     from classicrl.machine import choose_device, set_threads
     from classicrl.reports.plots import protocol_in_words
@@ -107,6 +108,11 @@ def evaluate(
             raise UserError(f"{run_dir} was published without weights: it cannot be played")
         path = index.parent / entry.path / MODEL_FILE
     threads = set_threads(threads)
+    path = model_path(path)
+    if load_model(path)[1].get("domain") == "cube3":
+        _require(video is None, "--video: cubes are drawn by classicrl solve --gif")
+        _evaluate_cubes(path, episodes, seed, str(choose_device(device)))
+        return
     agent = load_agent(path, choose_device(device))
     protocol = agent.card.protocol
     with StopRequest() as stop:
@@ -140,6 +146,27 @@ def evaluate(
             except OSError as error:
                 raise UserError(f"cannot write {video} ({error.strerror})") from error
             print(f"video         {video}")
+
+
+def _evaluate_cubes(path: Path, cubes: int, seed: int, device: str) -> None:
+    from classicrl.cube_solver import UNSOLVED_RETURN
+    from classicrl.experiment import StopRequest
+    from classicrl.reports.players import player_of
+    from classicrl.reports.plots import protocol_in_words
+
+    with StopRequest() as stop:
+        player = player_of(path, seed=seed, device=device, should_stop=lambda: bool(stop))
+        print(f"{player.agent} on {player.env_id}, weights of update {player.step:,}", flush=True)
+        scores = player.play(cubes)
+        if scores is None:
+            _leave(stop)
+    unsolved = sum(score == UNSOLVED_RETURN for score in scores.returns)
+    print(
+        f"protocol      {player.protocol}: {protocol_in_words(player.protocol)}\n"
+        f"cubes         {cubes}, seed {seed}, solved {cubes - unsolved}\n"
+        f"return        {scores.mean_return:.2f} +- {scores.std_return:.2f} "
+        f"(mean, standard deviation over cubes; {UNSOLVED_RETURN:g} if unsolved)"
+    )
 
 
 def plot(

@@ -5,7 +5,8 @@ import os
 # Before torch is imported: the tests are small, and several runs may share the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,21 @@ def denormals() -> Iterator[None]:
     """A script's `main` has this process flush denormals; the next test shall not find it so."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
+    """The directory of a finished run of a script of ``small_runs``, made once, to be read."""
+    made: dict[str, Path] = {}
+
+    def get(small: Any) -> Path:
+        if small.script not in made:
+            directory = tmp_path_factory.mktemp(small.script)
+            small.run(directory)
+            made[small.script] = directory
+        return made[small.script]
+
+    return get
 
 
 _FAILED = pytest.StashKey[dict[str, int]]()

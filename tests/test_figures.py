@@ -42,15 +42,13 @@ Events = Callable[[Small], tuple[Path, EventAccumulator]]
 
 
 @pytest.fixture(scope="module")
-def events(tmp_path_factory: pytest.TempPathFactory) -> Events:
+def events(finished: Callable[[Small], Path]) -> Events:
     """The directory with the results of a small run, and what TensorBoard reads there."""
     made: dict[str, tuple[Path, EventAccumulator]] = {}
 
     def get(small: Small) -> tuple[Path, EventAccumulator]:
         if small.script not in made:
-            directory = tmp_path_factory.mktemp(small.script)
-            small.run(directory)
-            result = directory / small.results[0]
+            result = finished(small) / small.results[0]
             accumulator = EventAccumulator(str(result / "tensorboard"))
             accumulator.Reload()
             made[small.script] = result, accumulator

@@ -21,20 +21,6 @@ Finished = Callable[[Small], Path]
 Tensors = dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The directory of a finished run; made once for each script."""
-    made: dict[str, Path] = {}
-
-    def get(small: Small) -> Path:
-        if small.script not in made:
-            made[small.script] = tmp_path_factory.mktemp(small.script)
-            small.run(made[small.script])
-        return made[small.script]
-
-    return get
-
-
 def weights(directory: Path) -> Tensors:
     return load_model(directory / "model.safetensors")[0]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_runs import ALL, Small, scripts
 
-from classicrl import cli, hub
+from classicrl import cli, cube_solver, hub
 from classicrl.checkpoint import load_model, save_model
 from classicrl.errors import UserError
 from classicrl.model_directory import FILES, check_model, export_model
@@ -22,19 +22,6 @@ from classicrl.reports.records import read_run
 ROOT = Path(__file__).parents[1]
 Finished = Callable[[Small], Path]
 Run = Callable[..., tuple[object, str, str]]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    made: dict[str, Path] = {}
-
-    def get(small: Small) -> Path:
-        if small.script not in made:
-            made[small.script] = tmp_path_factory.mktemp(small.script)
-            small.run(made[small.script])
-        return made[small.script] / small.results[0]
-
-    return get
 
 
 @pytest.fixture
@@ -48,14 +35,16 @@ def classicrl(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-def small(script: str) -> Small:
-    return next(one for one in ALL if one.script == script)
+def result_of(finished: Finished, script: str) -> Path:
+    """Where the first seed's results are."""
+    small = next(one for one in ALL if one.script == script)
+    return finished(small) / small.results[0]
 
 
 @pytest.fixture
 def model(finished: Finished, tmp_path: Path) -> Path:
     out = tmp_path / "model"
-    export_model(finished(small("va_classic_control")), out)
+    export_model(result_of(finished, "va_classic_control"), out)
     return out
 
 
@@ -63,7 +52,7 @@ def model(finished: Finished, tmp_path: Path) -> Path:
 def test_every_run_becomes_a_directory_that_trains_on(
     one: Small, finished: Finished, tmp_path: Path
 ) -> None:
-    source, out = finished(one), tmp_path / "model"
+    source, out = finished(one) / one.results[0], tmp_path / "model"
     player = export_model(source, out)
     assert {path.name for path in out.iterdir()} == set(FILES)
     assert (out / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
@@ -88,8 +77,26 @@ def test_the_commands_take_it(model: Path, classicrl: Run) -> None:
     assert code == 0 and (model / "report.html").exists()
 
 
+def test_a_network_for_the_cube_is_evaluated(
+    finished: Finished,
+    tmp_path: Path,
+    classicrl: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cube_solver, "_MAX_WIDTH", 16)  # it knows nothing
+    source = result_of(finished, "qstar_cube3_train")
+    code, out, err = classicrl("evaluate", source, "--episodes", 2)
+    assert code == 0, err
+    first, _, cubes, score = out.splitlines()
+    assert first == "qstar_cube3_train on cube3-12, weights of update 20"
+    assert cubes == "cubes         2, seed 0, solved 0"
+    assert score.startswith("return        -100.00 +- 0.00 ")
+    code, _, err = classicrl("evaluate", source, "--video", tmp_path / "cube.gif")
+    assert code == 2 and "classicrl solve --gif" in err
+
+
 def test_export_from_the_command_line(finished: Finished, tmp_path: Path, classicrl: Run) -> None:
-    source = finished(small("qstar_cube3_train"))
+    source = result_of(finished, "qstar_cube3_train")
     code, out, _ = classicrl("export", source, "--out", tmp_path / "m", "--licence", "cc-by-4.0")
     assert code == 0 and out.startswith("qstar_cube3_train on cube3")
     assert 'license: "cc-by-4.0"' in (tmp_path / "m" / "README.md").read_text()
@@ -102,7 +109,7 @@ def test_export_from_the_command_line(finished: Finished, tmp_path: Path, classi
 
 def test_a_run_under_way_says_that_it_has_no_score(finished: Finished, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shutil.copytree(finished(small("va_classic_control")), run)
+    shutil.copytree(result_of(finished, "va_classic_control"), run)
     (run / "summary.json").unlink()
     export_model(run, tmp_path / "model")
     assert "not recorded: the run was not finished" in (tmp_path / "model/README.md").read_text()
