@@ -34,7 +34,8 @@ EXTRAS = {  # extra -> its distributions
     "wandb": ("wandb",),
     "hub": ("huggingface_hub",),
     "bench": ("stable-baselines3", "opencv-python-headless"),
-    "dev": ("pytest", "hypothesis", "pytest-timeout", "ruff", "mypy"),
+    "docs": ("mkdocs-material",),
+    "dev": ("pytest", "hypothesis", "pytest-timeout", "pytest-xdist", "ruff", "mypy"),
 }
 _LOW_DISK_BYTES = 2 * 2**30
 _LOW_MEMORY_BYTES = 3 * 2**30
