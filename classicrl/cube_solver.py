@@ -29,7 +29,9 @@ from classicrl.solve_cubes import SearchName, SolveSettings
 _CARD_NUMBERS = ("actions", "embedding_size", "hidden_size", "num_blocks")
 _MAX_WIDTH = 1 << 20
 _SECONDS_PER_CUBE = 60.0  # of an evaluation
-_MAX_TURNS = 180  # of a solution: the deepest layer of a beam, in the longest actions
+_MAX_DEPTH = 60  # of a beam, in actions
+_LADDER_DEPTH = 40  # 26 turns solve any cube; a beam that is deeper has lost its way
+_MAX_TURNS = 3 * _MAX_DEPTH  # of a solution, in the longest actions
 
 CUBE_PROTOCOL = "qtm"
 """Random cubes solved with the preset ``fast``; a return is minus the quarter turns."""
@@ -167,6 +169,7 @@ class _Attempt(NamedTuple):
     weight: float
     max_nodes: int
     symmetries: int = 1
+    max_depth: int = _MAX_DEPTH
 
     def __str__(self) -> str:
         size = f"width {self.size}" if self.search == "q-beam" else f"batch {self.size}"
@@ -265,7 +268,7 @@ class CubeSolver:
         while True:
             # Wide enough for any cube in the end: four times as wide after each failure.
             max_nodes = settings.max_nodes or 200 * width
-            yield _Attempt("q-beam", width, weight, max_nodes, symmetries)
+            yield _Attempt("q-beam", width, weight, max_nodes, symmetries, _LADDER_DEPTH)
             if width >= _MAX_WIDTH:
                 return
             width = min(4 * width, _MAX_WIDTH)
@@ -283,8 +286,9 @@ class CubeSolver:
         show = None if progress is None else lambda now: progress(name, now)
         if attempt.search == "q-beam":
             return q_beam(
-                domain, q_function, start, width=attempt.size, max_nodes=attempt.max_nodes,
-                max_seconds=max_seconds, perimeter=self._perimeter, progress=show,
+                domain, q_function, start, width=attempt.size, max_depth=attempt.max_depth,
+                max_nodes=attempt.max_nodes, max_seconds=max_seconds, perimeter=self._perimeter,
+                progress=show,
             )  # fmt: skip
         search = {"qstar": qstar, "astar": astar, "deferred-astar": deferred_astar}[attempt.search]
         return search(

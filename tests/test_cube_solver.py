@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from script_process import command_line
 
-from classicrl.cube_solver import CubeSolver, averaged, load_network, shipped_network
+from classicrl.cube_solver import CubeSolution, CubeSolver, averaged, load_network, shipped_network
 from classicrl.domains.cube3 import MOVES, SOLVED, Cube3, parse_moves, to_facelets
 from classicrl.errors import UserError
 from classicrl.networks.byte_q_network import ByteQNetwork
-from classicrl.solve_cubes import SolveConfig, SolveSettings, solve_cubes
+from classicrl.solve_cubes import SearchName, SolveConfig, SolveSettings, solve_cubes
 
 SIZES = {"embedding_size": 12, "hidden_size": 7, "num_blocks": 2}
 
@@ -99,6 +99,25 @@ def test_presets_begin_with_their_width(
     settings = SolveSettings(preset=preset, perimeter=0)  # type: ignore[arg-type]
     solution = CubeSolver(load_network(tmp_path), settings).solve(Cube3(12).goal)
     assert solution.attempts == [f"q-beam width {width}"] and solution.solved
+
+
+def test_a_beam_that_lost_its_way_gives_way_to_a_wider_one(tmp_path: Path) -> None:
+    """The ladder stops at 40 layers, a beam that was asked for by name at 60."""
+    save_file(weights(), tmp_path / "model.safetensors", card())  # knows nothing of the cube
+    far = Cube3(12).random_states(1, torch.Generator().manual_seed(1))[0]
+    limits = {"batch_size": 2, "perimeter": 0, "max_nodes": 170}
+
+    def solution_of(search: SearchName | None) -> CubeSolution:
+        settings = SolveSettings(preset="fast", search=search, **limits)  # type: ignore[arg-type]
+        return CubeSolver(load_network(tmp_path), settings).solve(far)
+
+    named, ladder = solution_of("q-beam"), solution_of(None)
+    assert named.attempts == ["q-beam width 2"] and named.stopped == "max_nodes"
+    assert named.nodes_generated >= 170  # four a layer, so after more than 40 layers
+    assert ladder.attempts[:2] == ["q-beam width 2", "q-beam width 8"]
+    shallow = CubeSolver(load_network(tmp_path), SolveSettings(batch_size=2, max_nodes=170))
+    (first, *_) = shallow._ladder()
+    assert shallow._search(first, far, 60.0, None).stopped == "max_depth"
 
 
 def test_averaging_over_symmetries_gives_symmetric_answers(tmp_path: Path) -> None:
