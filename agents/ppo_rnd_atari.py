@@ -164,7 +164,7 @@ from classicrl.distributed import Ranks, join_ranks, local_size
 from classicrl.envs.atari import PROTOCOLS, AtariSingle, available_cpus, make_atari
 from classicrl.errors import RunFailure, UserError
 from classicrl.experiment import Run, StopRequest, shared_run, versions
-from classicrl.exploration import ExplorationEvaluator
+from classicrl.exploration_evaluation import ExplorationEvaluator
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, compile_networks, describe, require_memory, set_threads

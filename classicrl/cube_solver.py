@@ -1,6 +1,6 @@
 """Solves Rubik's cubes with a trained network: what the script and the command line call.
 
-One function, :func:`solve`, from a state to moves that were replayed. Without a search named, a
+From a state to moves that were replayed, :meth:`CubeSolver.solve`. Without a search named, a
 preset's ladder is climbed: a short search first, wider ones while the cube is not solved.
 """
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"returns", "losses", "moments", "taylor", "schedules"}
     | {"checkpoint", "console", "command_line", "event_file", "tracking"},
     {"loggers", "replay", "envs", "networks", "search", "smoothness"},
-    {"algorithms", "domains", "experiment", "evaluation", "machine", "parameters"},
+    {"algorithms", "domains", "experiment", "evaluation", "machine"},
     {"views"},
 ]
 # What a file of a run could make do more than say something.
