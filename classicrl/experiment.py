@@ -3,7 +3,7 @@
 config.json      what was asked for, what it resolved to, versions, later changes
 metrics.csv      training figures;  evaluations.csv: scores of the agent as it learns
 tensorboard/     the same to look at
-checkpoints/     see checkpoint.py
+checkpoints/     see checkpoint/__init__.py
 summary.json     written once, when the run is finished
 """
 
@@ -42,6 +42,7 @@ _OWN_FILES = (
     "video.gif",
     "bonus.png",
     "model.safetensors",
+    "walk.safetensors",
     "report.html",
 )
 _OWN_DIRECTORIES = ("checkpoints", "tensorboard", "wandb", "ranks")
