@@ -7,6 +7,7 @@ checkpoints/     see checkpoint/__init__.py
 summary.json     written once, when the run is finished
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -19,7 +20,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -52,6 +52,9 @@ _VERSIONED = ("classicrl", "torch", "numpy", "gymnasium", "ale-py", "minatar", "
 class Run:
     """An open run directory, locked against a second process until it is closed.
 
+    Left by a UserError before anything was made of the run, as a context it takes away again the
+    directories that it made: what is refused leaves nothing behind.
+
     Args:
         directory: made if absent.
         overwrite: delete what an earlier run left there (only files that runs write).
@@ -62,6 +65,7 @@ class Run:
 
     def __init__(self, directory: Path, *, overwrite: bool = False) -> None:
         self.directory = directory
+        self._made = [path for path in (directory, *directory.parents) if not path.exists()]
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = (directory / ".lock").open("w")
@@ -70,6 +74,8 @@ class Run:
                 f"cannot write to {directory} ({error.strerror}): choose another --run-dir"
             ) from error
         if shutil.disk_usage(directory).free < _MIN_FREE_BYTES:
+            self._lock.close()
+            self._take_away()
             raise UserError(
                 f"{directory} is on a disk with less than 256 MiB free: free some, or choose "
                 "another --run-dir"
@@ -104,10 +110,8 @@ class Run:
             UserError: if a field that may not change differs; all such fields are named.
         """
         path = self.directory / CONFIG_FILE
-        others = {*_OWN_FILES, *_OWN_DIRECTORIES} - {CONFIG_FILE, "report.html"}
         # A configuration that was refused before anything was made of it binds nobody.
-        begun = any((self.directory / name).exists() for name in others)
-        if not path.exists() or not begun:
+        if not path.exists() or not self._begun():
             config = resolve(config)
             record: dict[str, Any] = {
                 "config": as_json(config),
@@ -158,6 +162,21 @@ class Run:
             write_json(path, record)
         return dataclasses.replace(config, **derived)  # type: ignore[type-var]
 
+    def _begun(self) -> bool:
+        """Whether anything was made of the configuration yet."""
+        others = {*_OWN_FILES, *_OWN_DIRECTORIES} - {CONFIG_FILE, "report.html"}
+        return any((self.directory / name).exists() for name in others)
+
+    def _take_away(self) -> None:
+        """Removes the directories that this process made, as far as nothing else is in them."""
+        own = {CONFIG_FILE, ".lock"}
+        with contextlib.suppress(OSError):
+            if self._made and {path.name for path in self.directory.iterdir()} <= own:
+                for name in own:
+                    (self.directory / name).unlink(missing_ok=True)
+                for path in self._made:  # the deepest first
+                    path.rmdir()
+
     @property
     def summary(self) -> dict[str, Any] | None:
         """What a finished run left, or None."""
@@ -201,10 +220,12 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, UserError) and not self._begun():
+            self._take_away()
         self.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def shared_run(directory: Path, ranks: Ranks, *, overwrite: bool = False) -> Iterator[Run]:
     """The run directory of each of several processes: the first one's, and below it the others'.
 
@@ -220,7 +241,8 @@ def shared_run(directory: Path, ranks: Ranks, *, overwrite: bool = False) -> Ite
     try:
         run = Run(own, overwrite=overwrite)
     except UserError:
-        ranks.any(True)
+        if ranks.is_first:  # whom the others wait for; nobody waits for them
+            ranks.any(True)
         raise
     with run:
         if ranks.is_first:
