@@ -169,7 +169,8 @@ def evaluator_of(
         agent: from :func:`load_agent`.
         seed: the same seed plays the same games.
         epsilon: share of random actions; None for what the agent's protocol says.
-        max_frames: after which a game is cut; None for what the protocol says.
+        max_frames: after which a game is cut on Atari; elsewhere steps. None for what the protocol
+            says.
         num_threads: of Atari's emulators; 0 for all that this process may use.
         should_stop: asked at every step; what is under way is then given up.
     """

@@ -325,4 +325,6 @@ class CubeEvaluator:
             solution = self._solver.solve(start)
             returns.append(-float(len(solution.turns)) if solution.solved else UNSOLVED_RETURN)
             lengths.append(len(solution.turns))
-        return Evaluation(returns, lengths, epsilon=0.0, max_frames_per_episode=_MAX_TURNS)
+        return Evaluation(
+            returns, lengths, epsilon=0.0, max_frames_per_episode=_MAX_TURNS, limit_unit="turns"
+        )

@@ -33,7 +33,8 @@ EXTRAS = {  # extra -> its distributions
     "slurm": ("submitit",),
     "wandb": ("wandb",),
     "hub": ("huggingface_hub",),
-    "bench": ("stable-baselines3", "opencv-python-headless"),
+    "bench": ("stable-baselines3", "sb3-contrib", "opencv-python-headless"),
+    "docs": ("mkdocs-material",),
     "dev": ("pytest", "hypothesis", "pytest-timeout", "ruff", "mypy"),
 }
 _LOW_DISK_BYTES = 2 * 2**30

@@ -26,6 +26,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
 from classicrl.checkpoint import write_atomic
+from classicrl.console import limit_in_words
 from classicrl.distributed import Ranks
 from classicrl.errors import UserError
 
@@ -192,13 +193,14 @@ class Run:
         """
         scores = summary["eval"]
         directory = directory or self.directory
+        unit = "frames" if summary["env_id"].startswith("ALE/") else "steps"
+        limit = limit_in_words(scores["max_frames_per_episode"], unit)
         files = ", ".join(name for name in _OWN_FILES if (directory / name).exists())
         return (
             f"{summary['agent']} on {summary['env_id']} ({summary['protocol']}), "
             f"{summary['total_steps']:,} steps in {summary['wall_seconds'] / 60:.0f} min: "
             f"return {scores['mean_return']:.2f} +- {scores['std_return']:.2f} over "
-            f"{scores['episodes']} games (epsilon {scores['epsilon']:g}, at most "
-            f"{scores['max_frames_per_episode']:,} frames a game)\n"
+            f"{scores['episodes']} games (epsilon {scores['epsilon']:g}, {limit})\n"
             f"everything is in {directory}{': ' + files if files else ''}\n"
             f"curves: tensorboard --logdir {directory}"
         )

@@ -16,6 +16,7 @@ from small_runs import ALL, Small, scripts
 from classicrl import cli, cube_solver, hub
 from classicrl.checkpoint import load_model, save_model
 from classicrl.errors import UserError
+from classicrl.evaluation import GymEvaluator
 from classicrl.model_directory import FILES, check_model, export_model
 from classicrl.reports.records import read_run
 
@@ -73,6 +74,7 @@ def test_every_run_becomes_a_directory_that_trains_on(
 def test_the_commands_take_it(model: Path, classicrl: Run) -> None:
     code, out, _ = classicrl("evaluate", model, "--episodes", 2, "--threads", 1)
     assert code == 0 and out.startswith("va_classic_control-va on CartPole-v1 (plain)")
+    assert "at most 500 steps a game\n" in out  # no frames, where there are none
     code, out, _ = classicrl("report", model)
     assert code == 0 and (model / "report.html").exists()
 
@@ -93,6 +95,27 @@ def test_a_network_for_the_cube_is_evaluated(
     assert score.startswith("return        -100.00 +- 0.00 ")
     code, _, err = classicrl("evaluate", source, "--video", tmp_path / "cube.gif")
     assert code == 2 and "classicrl solve --gif" in err
+    for flag, value in (("--epsilon", 0.1), ("--max-frames", 9)):
+        code, _, err = classicrl("evaluate", source, flag, value)
+        assert code == 2 and flag in err
+
+
+def test_a_video_that_cannot_be_is_refused_before_the_games(
+    model: Path, classicrl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GymEvaluator, "play", lambda *_: pytest.fail("played"))
+    code, out, err = classicrl("evaluate", model, "--video", tmp_path / "cart.gif")
+    assert (code, out) == (2, "") and "no video of it" in err
+
+
+def test_what_is_never_cut_has_no_limit(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = next(one for one in ALL if one.script == "ppo_rnd_small")
+    directory = finished(small)
+    capsys.readouterr()
+    small.run(directory)  # finished: it says again what it said last
+    assert "(epsilon 0, no limit to a game)\n" in capsys.readouterr().out
 
 
 def test_export_from_the_command_line(finished: Finished, tmp_path: Path, classicrl: Run) -> None:

@@ -26,6 +26,7 @@ from classicrl.envs.gym_vector import (
     restore_plain_state,
 )
 from classicrl.errors import UserError
+from classicrl.types import NO_LIMIT
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class ContinuousVector:
         self.low, self.high = action.low.astype(np.float32), action.high.astype(np.float32)
         self.obs_size, self.action_size = observation.shape[0], action.shape[0]
         limit = None if first.spec is None else first.spec.max_episode_steps
-        self.max_episode_steps = limit or 2**31 - 1
+        self.max_episode_steps = limit or NO_LIMIT
         self._is_mujoco = _is_mujoco(first)
         self.dt = _control_period(first)
         self.weight = float("nan")
