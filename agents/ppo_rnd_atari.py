@@ -160,8 +160,9 @@ import torch
 from classicrl.algorithms.ppo import PPOLearner, SampledPolicy
 from classicrl.algorithms.rnd import RND
 from classicrl.console import TrainingProgress
+from classicrl.cpus import available_cpus
 from classicrl.distributed import Ranks, join_ranks, local_size
-from classicrl.envs.atari import PROTOCOLS, AtariSingle, available_cpus, make_atari
+from classicrl.envs.atari import PROTOCOLS, AtariSingle, make_atari
 from classicrl.errors import RunFailure, UserError
 from classicrl.experiment import Run, StopRequest, shared_run, versions
 from classicrl.exploration_evaluation import ExplorationEvaluator

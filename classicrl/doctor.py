@@ -94,7 +94,7 @@ def _machine() -> Iterator[Finding]:
     try:
         import torch
 
-        from classicrl.envs.atari import available_cpus
+        from classicrl.cpus import available_cpus
         from classicrl.machine import available_memory, describe
 
         cpu = torch.device("cpu")

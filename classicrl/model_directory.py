@@ -31,6 +31,11 @@ FILES = (MODEL_FILE, CONFIG_FILE, SUMMARY_FILE, CARD_FILE)
 
 _MAX_JSON_BYTES = 1 << 22
 _MAX_MODEL_BYTES = 1 << 32
+# Settings that decide what is played and the network's kind and sizes.
+_OF_THE_NETWORK = (
+    *("env_id", "protocol", "member", "torso", "policy", "hidden", "obs_norm"),
+    *("actions", "embedding_size", "hidden_size", "num_blocks"),
+)
 _VERSIONS = ("classicrl", "python", "torch", "numpy", "gymnasium", "ale-py", "minatar", "mujoco")
 
 
@@ -115,7 +120,6 @@ def model_card(
     licence: str,
 ) -> str:
     """The card in Markdown, with the head that model hubs read; no figure that is not recorded."""
-    script = player.agent.partition("-")[0]
     lines = [
         "---",
         "library_name: classicrl",
@@ -140,7 +144,8 @@ def model_card(
         "",
     ]
     if record.get("config"):
-        lines += ["## Trained with", "", "```", command_of(player.agent, dict(record)), "```", ""]
+        command = command_of(player.agent, without_paths(dict(record)))
+        lines += ["## Trained with", "", "```", command, "```", ""]
     trained_by = record.get("versions") or summary.get("versions") or {}
     if isinstance(trained_by, dict) and trained_by:
         known = [f"{key} {trained_by[key]}" for key in _VERSIONS if trained_by.get(key)]
@@ -153,7 +158,7 @@ def model_card(
     else:
         lines += [f"classicrl evaluate {name} --episodes 30"]
     lines += [
-        f"python agents/{script}.py --init-from {name}   # from the repository: trains on",
+        f"{_trains_on(player, record, name)}   # from the repository: trains on",
         "```",
         "",
         f"Licence of the weights: {licence}. Exported with classicrl {versions()['classicrl']}.",
@@ -183,6 +188,19 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if _is_number(summary.get("wall_seconds")):
         facts.append(("training", f"{summary['wall_seconds'] / 3600:.2f} hours"))
     return facts
+
+
+def _trains_on(player: Player, record: Mapping[str, Any], name: str) -> str:
+    """The command that begins with these weights, in the same environment and with a network like
+    theirs."""
+    script = player.agent.partition("-")[0]
+    config = record.get("config")
+    known = dict(config) if isinstance(config, dict) else {}
+    if not player.env_id.startswith("cube3"):
+        known["env_id"] = player.env_id
+    kept = {key: known[key] for key in _OF_THE_NETWORK if known.get(key) is not None}
+    settings = {**kept, "init_from": name}
+    return command_of(script, {"config": settings})
 
 
 def _package(player: Player) -> str:

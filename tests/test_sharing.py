@@ -1,7 +1,10 @@
 """Model directories: made of runs, played, trained on, and carried by a hub that only remembers."""
 
 import builtins
+import dataclasses
 import json
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,10 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from script_process import load_script
 from small_runs import ALL, Small, scripts
 
 from classicrl import cli, cube_solver, hub
 from classicrl.checkpoint import load_model, save_model
+from classicrl.command_line import parse
 from classicrl.errors import UserError
 from classicrl.evaluation import GymEvaluator
 from classicrl.model_directory import FILES, check_model, export_model
@@ -69,6 +74,41 @@ def test_every_run_becomes_a_directory_that_trains_on(
     assert "--track" not in card and str(tmp_path) not in card
     assert read_run(out).agent == summary["agent"]
     assert one.run(tmp_path / "run", init_from=out)["num_updates"] > 0
+
+
+@pytest.mark.parametrize("one", scripts())
+def test_the_card_says_how_to_train_on_and_tells_no_paths(
+    one: Small, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished(one) / one.results[0], run)
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["init_from"] = str(tmp_path / "va" / "CartPole-v1-plain" / "seed3")
+    (run / "config.json").write_text(json.dumps(record))
+    export_model(run, tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    written = card + (tmp_path / "model" / "config.json").read_text()
+    assert str(tmp_path) not in written and "va/CartPole-v1-plain/seed3" in written
+    (command,) = re.findall(r"^python (agents/.*)   # from the repository", card, re.M)
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    monkeypatch.chdir(tmp_path)
+    script = load_script(one.script)
+    presets = getattr(script, "PRESETS", {"default": script.Config()})
+    config = parse(presets, next(iter(presets)), "")
+    assert config.init_from == Path("model")
+
+    class Accepted(Exception):
+        pass
+
+    def accept(*_: Any, **__: Any) -> None:
+        raise Accepted
+
+    # Nothing more is refused before the run directory is opened.
+    for opening in ("Run", "SeedGroup", "shared_run"):
+        if hasattr(script, opening):
+            monkeypatch.setattr(script, opening, accept)
+    with pytest.raises(Accepted):
+        script.main(dataclasses.replace(config, run_dir=tmp_path / "new"))
 
 
 def test_the_commands_take_it(model: Path, classicrl: Run) -> None:

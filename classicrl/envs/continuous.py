@@ -278,6 +278,7 @@ class ContinuousVector:
         return {
             "env_id": self.env_id,
             "starts": self._starts,
+            "steps": self._stepping.steps,
             "obs": self._obs.copy(),
             "envs": states,
         }
@@ -308,6 +309,7 @@ class ContinuousVector:
                 f"are {self.num_envs} of {self.env_id}: use the same"
             )
         self._starts = int(state["starts"])
+        self._stepping.steps = int(state.get("steps", 0))  # not there in older checkpoints
         self.resumed_exactly = False
         self.reset()
         if not state["envs"] or any(saved is None for saved in state["envs"]):

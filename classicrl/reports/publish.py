@@ -33,6 +33,8 @@ from classicrl.reports.statistics import bootstrap_interval, interval_from_std, 
 MAX_WEIGHTS_BYTES = 8 * 2**20
 MAX_METRICS_ROWS = 1_000
 
+_PATHS = ("init_from", "trunk")  # settings
+_KEPT_PARTS = 3  # <agent>/<environment>/seed<n>
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -134,7 +136,7 @@ def publish(
                 None if recorded_weights is None else Weights(MODEL_FILE, _sha256(recorded_weights))
             ),
             files={file: _sha256(data) for file, data in texts.items()},
-            command=command or command_of(run.agent, record),
+            command=command or command_of(run.agent, without_paths(record)),
             commit=software.get("commit"),
             seed=run.seed,
             total_steps=total_steps,
@@ -189,6 +191,8 @@ def command_of(agent: str, record: dict[str, Any]) -> str:
             continue
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            words += [f"--{flag}", *map(str, value)]
         else:
             words += [f"--{flag}", str(value)]
     return shlex.join(words)
@@ -263,17 +267,20 @@ def _table(columns: dict[str, Array]) -> bytes:
 
 
 def without_paths(record: dict[str, Any]) -> dict[str, Any]:
-    """A copy in which the run directory, wherever it is named, is null."""
-    return {
-        key: None
-        if key == "run_dir"
-        else without_paths(value)
-        if isinstance(value, dict)
-        else value
-        for key, value in record.items()
-        # Later changes of the configuration are in it already, and name directories too.
-        if key != "changes"
-    }
+    """A copy in which the run directory, wherever it is named, is null, and of other absolute paths
+    only the last parts are left, which say what they name and not where it lay."""
+
+    def shown(key: str, value: Any) -> Any:
+        if key == "run_dir":
+            return None
+        if isinstance(value, dict):
+            return without_paths(value)
+        if key in _PATHS and isinstance(value, str) and Path(value).is_absolute():
+            return "/".join(Path(value).parts[1:][-_KEPT_PARTS:])
+        return value
+
+    # Later changes of the configuration are in it already, and name directories too.
+    return {key: shown(key, value) for key, value in record.items() if key != "changes"}
 
 
 def _write_directory(path: Path, files: dict[str, bytes]) -> None:

@@ -23,8 +23,8 @@ Array = NDArray[np.float64]
 
 _GRID_POINTS = 300
 
-# Settings that say how a run was watched or where it ran, not what was learned. Runs that differ in
-# others are never averaged.
+# Settings that say how a run was watched or where it ran, not what was learned; all that scripts
+# mark with may_change are among them. Runs that differ in others are never averaged.
 _NOT_OF_THE_METHOD = {
     "preset",
     "env_id",
@@ -44,6 +44,16 @@ _NOT_OF_THE_METHOD = {
     "final_evaluation_episodes",
     "checkpoint_period_steps",
     "checkpoint_replay",
+    "video",
+    "cuda_graph",
+    "tf32",
+    "log_period_updates",
+    "evaluation_period_updates",
+    "evaluation_cubes",
+    "final_evaluation_cubes",
+    "evaluation_width",
+    "checkpoint_period_updates",
+    "report_period_steps",
     # The peers' names of the same.
     "eval_every_steps",
     "eval_episodes",
