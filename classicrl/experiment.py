@@ -343,6 +343,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """A JSON object as it stands in files here."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes a JSON object, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomic(path, json_bytes(value))

@@ -19,7 +19,7 @@ from typing import Any
 from classicrl.agent_file import MODEL_FILE, model_path
 from classicrl.checkpoint import load_model, write_atomic
 from classicrl.errors import UserError
-from classicrl.experiment import CONFIG_FILE, read_json, versions
+from classicrl.experiment import CONFIG_FILE, json_bytes, read_json, versions
 from classicrl.reports.players import Player, player_of
 from classicrl.reports.plots import protocol_in_words
 from classicrl.reports.publish import command_of, without_paths
@@ -62,9 +62,9 @@ def export_model(run_directory: Path, out: Path, *, licence: str = "mit") -> Pla
     summary = _object(directory / SUMMARY_FILE)
     texts = {MODEL_FILE: source.read_bytes()}
     if record:
-        texts[CONFIG_FILE] = _json_bytes(without_paths(record))
+        texts[CONFIG_FILE] = json_bytes(without_paths(record))
     if summary:
-        texts[SUMMARY_FILE] = _json_bytes(without_paths(summary))
+        texts[SUMMARY_FILE] = json_bytes(without_paths(summary))
     texts[CARD_FILE] = model_card(player, record, summary, out.name, licence=licence).encode()
     write_directory(out, texts)
     return player
@@ -219,7 +219,3 @@ def _is_number(value: Any) -> bool:
 
 def _object(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
-
-
-def _json_bytes(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()

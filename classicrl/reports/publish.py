@@ -4,7 +4,6 @@ import csv
 import errno
 import hashlib
 import io
-import json
 import os
 import re
 import shlex
@@ -18,7 +17,7 @@ import safetensors.torch
 from classicrl.agent_file import MODEL_FILE
 from classicrl.checkpoint import load_model
 from classicrl.errors import UserError
-from classicrl.experiment import read_json
+from classicrl.experiment import json_bytes, read_json
 from classicrl.reports.players import player_of
 from classicrl.reports.records import Array, RunRecord, read_run
 from classicrl.reports.reference import (
@@ -116,12 +115,12 @@ def publish(
     software = {**record.get("versions", {}), **summary.get("versions", {})}
     texts: dict[str, bytes] = {
         "metrics.csv": _table(_thinned(run.metrics, MAX_METRICS_ROWS)),
-        "summary.json": _json_bytes(without_paths({**summary, "variant": variant})),
+        "summary.json": json_bytes(without_paths({**summary, "variant": variant})),
     }
     if run.evaluations:
         texts["evaluations.csv"] = _table(run.evaluations)
     if record:
-        texts["config.json"] = _json_bytes(without_paths(record))
+        texts["config.json"] = json_bytes(without_paths(record))
     try:
         total_steps = int(summary["total_steps"])
         recorded_weights = _weights_bytes(run, total_steps, weights)
@@ -299,10 +298,6 @@ def _write_directory(path: Path, files: dict[str, bytes]) -> None:
     except OSError:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-
-
-def _json_bytes(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def _sha256(data: bytes) -> str:
