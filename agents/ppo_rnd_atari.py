@@ -177,6 +177,7 @@ from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "ppo_rnd_atari"
+LOSSES = ("policy", "value_ext", "value_int", "predictor")
 RECENT_EPISODES = 100
 MAX_ENVS = 4_096
 
@@ -424,13 +425,8 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
 
     def check_finite() -> None:
         figures = means.peek()
-        if ranks.any(not all(math.isfinite(figures.get(name, 0.0)) for name in vital)):
-            raise RunFailure(
-                f"a loss became NaN or infinite by step {count.step:,}; the last good checkpoint "
-                f"stands in {run.directory}: start anew with a lower --learning-rate"
-            )
+        state.require_finite(figures.get(name, 0.0) for name in LOSSES)
 
-    vital = ("policy", "value_ext", "value_int", "predictor")
     score = np.zeros((T, N), dtype=np.float32)  # the game's own rewards
     ended = np.zeros((T, N), dtype=np.bool_)
     reward = np.zeros((T, N), dtype=np.float32)
@@ -534,7 +530,7 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
                     "charts/steps_per_second": progress.steps_per_second,
                     "charts/wall_seconds": state.seconds,
                 }
-                for name in ("policy", "value_ext", "value_int", "predictor"):
+                for name in LOSSES:
                     row[f"losses/{name}"] = mean.pop(name)
                 row |= {f"diagnostics/{name}": value for name, value in mean.items()}
                 if log is not None:

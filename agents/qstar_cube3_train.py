@@ -134,8 +134,8 @@ from classicrl.cube_solver import (
 from classicrl.domains.cube3 import Cube3
 from classicrl.domains.cube3_evaluation import NetworkEvaluator, Scores
 from classicrl.domains.cube3_walks import CubeWalks
-from classicrl.errors import RunFailure, UserError
-from classicrl.experiment import Run, StopRequest, versions
+from classicrl.errors import UserError
+from classicrl.experiment import MODEL_FILE, Run, StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, compile_networks, describe, set_threads
@@ -297,13 +297,6 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     )
     walk_model = run.directory / WALK_MODEL_FILE
 
-    def check_finite() -> None:
-        if not all(math.isfinite(mean) for mean in means.peek().values()):
-            raise RunFailure(
-                f"the loss became NaN or infinite by update {count.step:,}; the last good "
-                f"checkpoint stands in {run.directory}: start anew with a lower --learning-rate"
-            )
-
     # -- The loop ------------------------------------------------------------------------------
     with progress, log:
         shown = {"loss": math.nan, "solved": math.nan, "length": math.nan}
@@ -335,7 +328,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             before, count.step, count.updates = count.step, count.step + 1, count.updates + 1
 
             if crossings(before, count.step, config.log_period_updates):
-                check_finite()
+                state.require_finite(means.peek().values())
                 mean = means.pop()
                 row = {
                     "charts/learning_rate": rate,
@@ -351,10 +344,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 progress.total_steps = max(count.step, round(count.step / max(fraction(), 1e-9)))
                 progress.update(count.step, shown)
             if crossings(before, count.step, config.checkpoint_period_updates):
-                check_finite()
+                state.require_finite(means.peek().values())
                 state.save()
 
-        check_finite()
+        state.require_finite(means.peek().values())
         state.save(last=True)
         log.flush()
         if stop:
@@ -375,7 +368,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             else:
                 network.load_state_dict(bellman)
         save_model(
-            run.directory / "model.safetensors",
+            run.directory / MODEL_FILE,
             network.state_dict(),
             {**card, "step": str(count.step)},
         )

@@ -17,6 +17,7 @@ from classicrl.envs.continuous import CONTROL_PROTOCOLS, ContinuousVector, Contr
 from classicrl.envs.gym_vector import GYM_PROTOCOLS, GymProtocol, GymVector
 from classicrl.errors import UserError
 from classicrl.evaluation import AtariEvaluator, GymEvaluator
+from classicrl.experiment import MODEL_FILE
 from classicrl.networks.actor_critic import (
     ActorCritic,
     PolicyName,
@@ -34,7 +35,6 @@ from classicrl.networks.q_network import (
 )
 from classicrl.networks.symphony import SymphonyActor
 
-MODEL_FILE = "model.safetensors"
 GymTorsoName = Literal["minatar", "vector"]
 ControlTorsoName = Literal["symphony"]
 ACTOR_CRITIC = "actor-critic"  # the head of agents that draw their actions

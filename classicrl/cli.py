@@ -91,11 +91,11 @@ def evaluate(
         _require(video.suffix == ".gif", f"--video {video} must end in .gif")
         _require(video.parent.is_dir(), f"--video: {video.parent} is not a directory")
 
-    from classicrl.agent_file import MODEL_FILE, evaluator_of, load_agent, model_path
+    from classicrl.agent_file import evaluator_of, load_agent, model_path
     from classicrl.checkpoint import load_model
     from classicrl.console import limit_in_words
     from classicrl.evaluation import AtariEvaluator
-    from classicrl.experiment import StopRequest
+    from classicrl.experiment import MODEL_FILE, StopRequest
     from classicrl.machine import choose_device, set_threads
     from classicrl.reports.plots import protocol_in_words
     from classicrl.reports.reference import find, read_index

@@ -19,6 +19,7 @@ from classicrl.checkpoint import load_model
 from classicrl.domains.cube3 import ACTION_COUNTS, Cube3, format_moves, half_turn_length
 from classicrl.errors import UserError
 from classicrl.evaluation import Evaluation
+from classicrl.experiment import MODEL_FILE
 from classicrl.networks.byte_q_network import ByteQNetwork
 from classicrl.search.beam import q_beam
 from classicrl.search.best_first import astar, deferred_astar, qstar
@@ -67,7 +68,7 @@ def load_network(path: Path, device: torch.device | str = "cpu") -> CubeNetwork:
         UserError: it is missing, damaged, of another shape than it says, or of another program.
     """
     if path.is_dir():
-        path = path / "model.safetensors"
+        path = path / MODEL_FILE
     tensors, card = load_model(path)
     if card.get("domain") != "cube3" or not all(card.get(n, "").isdecimal() for n in _CARD_NUMBERS):
         raise UserError(f"{path} holds no network for the cube: name one of qstar_cube3_train")

@@ -4,6 +4,7 @@ config.json      what was asked for, what it resolved to, versions, later change
 metrics.csv      training figures;  evaluations.csv: scores of the agent as it learns
 tensorboard/     the same to look at
 checkpoints/     see checkpoint/__init__.py
+model.safetensors  the newest weights, with what they are for
 summary.json     written once, when the run is finished
 """
 
@@ -33,16 +34,18 @@ from classicrl.errors import UserError
 ConfigT = TypeVar("ConfigT")
 
 CONFIG_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
+SUMMARY_FILE = "summary.json"
 
 _MIN_FREE_BYTES = 256 * 2**20
 _OWN_FILES = (
     CONFIG_FILE,
     "metrics.csv",
     "evaluations.csv",
-    "summary.json",
+    SUMMARY_FILE,
     "video.gif",
     "bonus.png",
-    "model.safetensors",
+    MODEL_FILE,
     "walk.safetensors",
     "report.html",
 )
@@ -181,7 +184,7 @@ class Run:
     @property
     def summary(self) -> dict[str, Any] | None:
         """What a finished run left, or None."""
-        path = self.directory / "summary.json"
+        path = self.directory / SUMMARY_FILE
         return read_json(path) if path.exists() else None
 
     def closing_lines(self, summary: dict[str, Any], directory: Path | None = None) -> str:
@@ -207,7 +210,7 @@ class Run:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes the summary: the run is finished."""
-        write_json(self.directory / "summary.json", summary)
+        write_json(self.directory / SUMMARY_FILE, summary)
 
     def close(self) -> None:
         """Lets other processes in."""

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from classicrl.agent_file import MODEL_FILE
 from classicrl.errors import UserError
+from classicrl.experiment import MODEL_FILE
 from classicrl.model_directory import CARD_FILE, FILES, check_model, write_directory
 from classicrl.reports.players import Player
 

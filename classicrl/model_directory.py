@@ -16,17 +16,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from classicrl.agent_file import MODEL_FILE, model_path
+from classicrl.agent_file import model_path
 from classicrl.checkpoint import load_model, write_atomic
 from classicrl.errors import UserError
-from classicrl.experiment import CONFIG_FILE, json_bytes, read_json, versions
+from classicrl.experiment import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    SUMMARY_FILE,
+    json_bytes,
+    read_json,
+    versions,
+)
 from classicrl.reports.players import Player, player_of
 from classicrl.reports.plots import protocol_in_words
 from classicrl.reports.publish import command_of, without_paths
 from classicrl.reports.statistics import bootstrap_interval
 
 CARD_FILE = "README.md"
-SUMMARY_FILE = "summary.json"
 FILES = (MODEL_FILE, CONFIG_FILE, SUMMARY_FILE, CARD_FILE)
 
 _MAX_JSON_BYTES = 1 << 22
@@ -65,7 +71,9 @@ def export_model(run_directory: Path, out: Path, *, licence: str = "mit") -> Pla
         texts[CONFIG_FILE] = json_bytes(without_paths(record))
     if summary:
         texts[SUMMARY_FILE] = json_bytes(without_paths(summary))
-    texts[CARD_FILE] = model_card(player, record, summary, out.name, licence=licence).encode()
+    texts[CARD_FILE] = model_card(
+        player, record, summary, out.resolve().name, licence=licence
+    ).encode()
     write_directory(out, texts)
     return player
 
@@ -99,6 +107,7 @@ def write_directory(out: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         UserError: if the disk refuses.
     """
+    out = out.resolve()  # "." has no name of its own
     fresh = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

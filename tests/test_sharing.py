@@ -170,6 +170,17 @@ def test_export_from_the_command_line(finished: Finished, tmp_path: Path, classi
     assert not (tmp_path / "n").exists()
 
 
+def test_into_the_present_directory(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = result_of(finished, "va_classic_control").resolve()
+    (tmp_path / "pole").mkdir()
+    monkeypatch.chdir(tmp_path / "pole")
+    export_model(source, Path("."))
+    assert "classicrl evaluate pole " in (tmp_path / "pole" / "README.md").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["pole"]
+
+
 def test_a_run_under_way_says_that_it_has_no_score(finished: Finished, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(result_of(finished, "va_classic_control"), run)

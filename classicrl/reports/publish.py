@@ -14,10 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import safetensors.torch
 
-from classicrl.agent_file import MODEL_FILE
 from classicrl.checkpoint import load_model
 from classicrl.errors import UserError
-from classicrl.experiment import json_bytes, read_json
+from classicrl.experiment import MODEL_FILE, json_bytes, read_json
 from classicrl.reports.players import player_of
 from classicrl.reports.records import Array, RunRecord, read_run
 from classicrl.reports.reference import (

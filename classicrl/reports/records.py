@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from classicrl.errors import UserError
-from classicrl.experiment import read_json
+from classicrl.experiment import MODEL_FILE, read_json
 from classicrl.loggers import read_csv
 
 XAxis = Literal["steps", "frames", "hours"]
@@ -112,7 +112,7 @@ def read_run(directory: Path) -> RunRecord:
             "directory of a seed, beside it"
         )
     # A run that is not finished says some things in its model file only.
-    known = {**card_of_model(directory / "model.safetensors"), **config, **summary}
+    known = {**card_of_model(directory / MODEL_FILE), **config, **summary}
     agent = known.get("agent")
     if not isinstance(agent, str) or not isinstance(known.get("env_id"), str):
         raise UserError(
