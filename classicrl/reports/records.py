@@ -235,6 +235,9 @@ def curve(run: RunRecord, metric: str, x: XAxis) -> tuple[Array, Array]:
     """
     if metric == "eval":
         table, column = run.evaluations, "mean_return"
+        if table and column not in table:
+            names = ", ".join(name for name in table if name != "step")
+            raise UserError(f"{run.directory} has evaluations without a return; they have {names}")
     elif metric in run.evaluations:
         table, column = run.evaluations, metric
     else:
