@@ -168,7 +168,8 @@ class Run:
 
     def _begun(self) -> bool:
         """Whether anything was made of the configuration yet."""
-        others = {*_OWN_FILES, *_OWN_DIRECTORIES} - {CONFIG_FILE, "report.html"}
+        # Directories of the other ranks are there as soon as these are, before anything begins.
+        others = {*_OWN_FILES, *_OWN_DIRECTORIES} - {CONFIG_FILE, "report.html", "ranks"}
         return any((self.directory / name).exists() for name in others)
 
     def _take_away(self) -> None:

@@ -228,6 +228,7 @@ def test_derived_values_keep_their_length_when_the_run_gets_longer(tmp_path: Pat
 def test_a_configuration_refused_before_the_run_began_binds_nobody(tmp_path: Path) -> None:
     with Run(tmp_path) as run:
         run.configure(Settings(width=10**9), resolve)  # and then the memory does not suffice
+    (tmp_path / "ranks" / "1").mkdir(parents=True)  # of a process beside it, refused as well
     assert configure(tmp_path, width=4).width == 4
     with pytest.raises(UserError, match="width"):
         configure(tmp_path, width=5)
