@@ -23,8 +23,6 @@ from classicrl.errors import UserError
 from classicrl.experiment import read_json
 from classicrl.reports.players import player_of
 
-DEFAULT_INDEX = Path("runs/reference/index.json")
-
 
 @dataclasses.dataclass(frozen=True)
 class RecordedEvaluation:
