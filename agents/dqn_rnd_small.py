@@ -99,7 +99,7 @@ from classicrl.algorithms.dqn import FAMILY, DQNLearner
 from classicrl.algorithms.rnd import RND, whole
 from classicrl.console import TrainingProgress
 from classicrl.envs.gym_vector import GymVector, gym_protocol
-from classicrl.errors import RunFailure, UserError
+from classicrl.errors import UserError
 from classicrl.evaluation import GymEvaluator, epsilon_greedy
 from classicrl.experiment import Run, StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
@@ -257,13 +257,6 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         track=config.track,
     )
 
-    def check_finite() -> None:
-        if not all(math.isfinite(mean) for mean in means.peek().values()):
-            raise RunFailure(
-                f"a loss became NaN or infinite by step {count.step:,}; the last good checkpoint "
-                f"stands in {run.directory}: start anew with a lower --learning-rate"
-            )
-
     # -- The loop ------------------------------------------------------------------------------
     with progress, log, contextlib.closing(envs):
         shown = {"return": math.nan, "bonus": math.nan}
@@ -309,7 +302,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 intrinsic.sync_target()
 
             if crossings(before, after, config.log_period_steps):
-                check_finite()
+                state.require_finite(means.peek().values())
                 mean = means.pop()
                 recent = np.array(episodes.recent_returns)
                 row = {
@@ -331,10 +324,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 }
                 progress.update(after, shown)
             if crossings(before, after, config.checkpoint_period_steps):
-                check_finite()
+                state.require_finite(means.peek().values())
                 state.save()
 
-        check_finite()
+        state.require_finite(means.peek().values())
         state.save(last=True)
         log.flush()
         if stop:

@@ -146,7 +146,6 @@ from numpy.typing import NDArray
 from classicrl.algorithms.dqn import DQNLearner
 from classicrl.console import TrainingProgress
 from classicrl.envs.atari import PROTOCOLS, AtariVector, make_atari
-from classicrl.errors import RunFailure
 from classicrl.evaluation import AtariEvaluator, epsilon_greedy
 from classicrl.experiment import Run, StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
@@ -294,13 +293,6 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         track=config.track,
     )
 
-    def check_finite() -> None:
-        if not all(math.isfinite(mean) for mean in means.peek().values()):
-            raise RunFailure(
-                f"the loss became NaN or infinite by step {count.step:,}; the last good checkpoint "
-                f"stands in {run.directory}: start anew with a lower --learning-rate"
-            )
-
     # -- The loop ------------------------------------------------------------------------------
     with progress, log, contextlib.closing(envs):
         shown = {"return": math.nan, "loss": math.nan, "epsilon": 1.0}
@@ -349,7 +341,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 learner.sync_target()
 
             if crossings(before, after, config.log_period_steps):
-                check_finite()
+                state.require_finite(means.peek().values())
                 mean = means.pop()
                 row = {
                     "charts/episodic_return": episodes.recent_mean(),
@@ -372,10 +364,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             if crossings(before, after, PROGRESS_PERIOD_STEPS):
                 progress.update(after, shown)
             if crossings(before, after, config.checkpoint_period_steps):
-                check_finite()
+                state.require_finite(means.peek().values())
                 state.save()
 
-        check_finite()
+        state.require_finite(means.peek().values())
         state.save(last=True)
         log.flush()
         if stop:

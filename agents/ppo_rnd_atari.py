@@ -160,11 +160,12 @@ import torch
 from classicrl.algorithms.ppo import PPOLearner, SampledPolicy
 from classicrl.algorithms.rnd import RND
 from classicrl.console import TrainingProgress
+from classicrl.cpus import available_cpus
 from classicrl.distributed import Ranks, join_ranks, local_size
-from classicrl.envs.atari import PROTOCOLS, AtariSingle, available_cpus, make_atari
+from classicrl.envs.atari import PROTOCOLS, AtariSingle, make_atari
 from classicrl.errors import RunFailure, UserError
 from classicrl.experiment import Run, StopRequest, shared_run, versions
-from classicrl.exploration import ExplorationEvaluator
+from classicrl.exploration_evaluation import ExplorationEvaluator
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, compile_networks, describe, require_memory, set_threads
@@ -176,6 +177,7 @@ from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "ppo_rnd_atari"
+LOSSES = ("policy", "value_ext", "value_int", "predictor")
 RECENT_EPISODES = 100
 MAX_ENVS = 4_096
 
@@ -423,13 +425,8 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
 
     def check_finite() -> None:
         figures = means.peek()
-        if ranks.any(not all(math.isfinite(figures.get(name, 0.0)) for name in vital)):
-            raise RunFailure(
-                f"a loss became NaN or infinite by step {count.step:,}; the last good checkpoint "
-                f"stands in {run.directory}: start anew with a lower --learning-rate"
-            )
+        state.require_finite(figures.get(name, 0.0) for name in LOSSES)
 
-    vital = ("policy", "value_ext", "value_int", "predictor")
     score = np.zeros((T, N), dtype=np.float32)  # the game's own rewards
     ended = np.zeros((T, N), dtype=np.bool_)
     reward = np.zeros((T, N), dtype=np.float32)
@@ -533,7 +530,7 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
                     "charts/steps_per_second": progress.steps_per_second,
                     "charts/wall_seconds": state.seconds,
                 }
-                for name in ("policy", "value_ext", "value_int", "predictor"):
+                for name in LOSSES:
                     row[f"losses/{name}"] = mean.pop(name)
                 row |= {f"diagnostics/{name}": value for name, value in mean.items()}
                 if log is not None:

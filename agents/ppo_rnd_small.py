@@ -109,7 +109,7 @@ from classicrl.algorithms.ppo import PPOLearner, SampledPolicy
 from classicrl.algorithms.rnd import RND, whole
 from classicrl.console import TrainingProgress
 from classicrl.envs.gym_vector import GymVector, gym_protocol
-from classicrl.errors import RunFailure, UserError
+from classicrl.errors import UserError
 from classicrl.evaluation import GymEvaluator
 from classicrl.experiment import Run, StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
@@ -122,6 +122,7 @@ from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
 AGENT = "ppo_rnd_small"
+LOSSES = ("policy", "value_ext", "value_int", "predictor")
 RECENT_EPISODES = 100
 REWARDED_SHARE = 0.9  # of the recent episodes; in the package's environments: solved
 
@@ -273,12 +274,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     )
 
     def check_finite() -> None:
-        vital = ("policy", "value_ext", "value_int", "predictor")
-        if not all(math.isfinite(mean) for name, mean in means.peek().items() if name in vital):
-            raise RunFailure(
-                f"a loss became NaN or infinite by step {count.step:,}; the last good checkpoint "
-                f"stands in {run.directory}: start anew with a lower --learning-rate"
-            )
+        figures = means.peek()
+        state.require_finite(figures.get(name, 0.0) for name in LOSSES)
 
     # -- The loop ------------------------------------------------------------------------------
     reward = np.zeros((T, N), dtype=np.float32)
@@ -322,7 +319,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                     "charts/steps_per_second": progress.steps_per_second,
                     "charts/wall_seconds": state.seconds,
                 }
-                for name in ("policy", "value_ext", "value_int", "predictor"):
+                for name in LOSSES:
                     row[f"losses/{name}"] = mean.pop(name)
                 row |= {f"diagnostics/{name}": value for name, value in mean.items()}
                 log.write(count.step, row)

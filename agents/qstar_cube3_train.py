@@ -66,7 +66,8 @@ class Config:
     num_blocks: int = 1
     """Residual blocks of two layers."""
     trunk: Path | None = None
-    """A model file: all layers but the last start as there."""
+    """A model file: all layers but the last start as there. A run that has a checkpoint continues
+    from that."""
 
     recipe: Literal["default", "paper"] = "default"
     """default: walk, then bellman. paper: bellman alone, on scrambles of up to 30 turns."""
@@ -119,7 +120,7 @@ if __name__ == "__main__":  # before torch is imported, so that --help answers a
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from classicrl.algorithms.q_iteration import QIterationLearner
 from classicrl.checkpoint import load_model, save_model
@@ -133,8 +134,8 @@ from classicrl.cube_solver import (
 from classicrl.domains.cube3 import Cube3
 from classicrl.domains.cube3_evaluation import NetworkEvaluator, Scores
 from classicrl.domains.cube3_walks import CubeWalks
-from classicrl.errors import RunFailure, UserError
-from classicrl.experiment import Run, StopRequest, versions
+from classicrl.errors import UserError
+from classicrl.experiment import MODEL_FILE, Run, StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, compile_networks, describe, set_threads
@@ -168,6 +169,7 @@ def main(config: Config) -> dict[str, Any]:
     require_initial_weights(
         config.init_from, directory, card_of(config), overwrite=config.overwrite
     )
+    require_trunk(config, directory)
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
         config = run.configure(config, lambda new: new)
         summary = run.summary
@@ -199,6 +201,20 @@ def card_of(config: Config) -> dict[str, str]:
     }
 
 
+def network_of(config: Config, domain: Cube3) -> ByteQNetwork:
+    """A new network of the sizes asked for."""
+    return ByteQNetwork(
+        domain.feature_offsets,
+        domain.num_features,
+        len(domain.sequences),
+        embedding_size=config.embedding_size,
+        hidden_size=config.hidden_size,
+        num_blocks=config.num_blocks,
+        mean_output=1.0 if config.recipe == "paper" else config.walk_length / domain.max_turns / 2,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
 def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     """The whole of the training, from nothing or from the last checkpoint; returns the summary."""
     device = choose_device(config.device)
@@ -215,18 +231,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     ball = None if paper else Perimeter(turns, turns.goal, config.ball_depth)
     generator = torch.Generator(device).manual_seed(config.seed)
     walks = CubeWalks(domain, walk_length, ball, generator)
-    network = ByteQNetwork(
-        domain.feature_offsets,
-        domain.num_features,
-        len(domain.sequences),
-        embedding_size=config.embedding_size,
-        hidden_size=config.hidden_size,
-        num_blocks=config.num_blocks,
-        mean_output=1.0 if paper else walk_length / m / 2,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
-    if config.trunk is not None:
-        take_trunk(network, config.trunk)
+    network = network_of(config, domain)
     learner = QIterationLearner(network.to(device), learning_rate=config.learning_rate)
     if config.compile:
         compile_networks(learner.online, learner.target)
@@ -277,8 +282,11 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         info={"versions": software},
         say=progress.say,
     )
-    if not state.resume() and config.init_from is not None:
-        progress.say(take_initial_weights(learner.online, config.init_from, card))
+    if not state.resume():
+        if config.trunk is not None:
+            take_trunk(learner.online, config.trunk)
+        if config.init_from is not None:
+            progress.say(take_initial_weights(learner.online, config.init_from, card))
         learner.sync_target()
     progress.begin_at(count.step)
     log = MetricsLog(
@@ -288,13 +296,6 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         track=config.track,
     )
     walk_model = run.directory / WALK_MODEL_FILE
-
-    def check_finite() -> None:
-        if not all(math.isfinite(mean) for mean in means.peek().values()):
-            raise RunFailure(
-                f"the loss became NaN or infinite by update {count.step:,}; the last good "
-                f"checkpoint stands in {run.directory}: start anew with a lower --learning-rate"
-            )
 
     # -- The loop ------------------------------------------------------------------------------
     with progress, log:
@@ -327,7 +328,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             before, count.step, count.updates = count.step, count.step + 1, count.updates + 1
 
             if crossings(before, count.step, config.log_period_updates):
-                check_finite()
+                state.require_finite(means.peek().values())
                 mean = means.pop()
                 row = {
                     "charts/learning_rate": rate,
@@ -343,10 +344,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 progress.total_steps = max(count.step, round(count.step / max(fraction(), 1e-9)))
                 progress.update(count.step, shown)
             if crossings(before, count.step, config.checkpoint_period_updates):
-                check_finite()
+                state.require_finite(means.peek().values())
                 state.save()
 
-        check_finite()
+        state.require_finite(means.peek().values())
         state.save(last=True)
         log.flush()
         if stop:
@@ -355,8 +356,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
 
         # -- The end: the better of walk and bellman by search, a summary ------------------------
         best: Scores = evaluator.evaluate(learner.action_values, config.final_evaluation_cubes)
-        kept = "bellman" if walk_share < 1.0 else "walk"
-        if walk_model.exists() and walk_share > 0.0:
+        kept = "bellman" if count.bellman_updates else "walk"
+        if count.bellman_updates and walk_model.exists() and walk_share > 0.0:
             tensors, _ = load_model(walk_model)
             bellman = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             network.load_state_dict(tensors)
@@ -367,7 +368,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             else:
                 network.load_state_dict(bellman)
         save_model(
-            run.directory / "model.safetensors",
+            run.directory / MODEL_FILE,
             network.state_dict(),
             {**card, "step": str(count.step)},
         )
@@ -399,7 +400,19 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         return summary
 
 
-def take_trunk(network: ByteQNetwork, path: Path) -> None:
+def require_trunk(config: Config, directory: Path) -> None:
+    """Refuses a trunk that the run could not begin with, before anything is deleted or made."""
+    if config.trunk is None or (not config.overwrite and (directory / "checkpoints").exists()):
+        return
+    if config.overwrite and config.trunk.resolve().is_relative_to(directory.resolve()):
+        raise UserError(
+            f"--trunk {config.trunk} lies in the run directory, which --overwrite empties: choose "
+            "another --run-dir"
+        )
+    take_trunk(network_of(config, Cube3(config.actions)), config.trunk)
+
+
+def take_trunk(network: nn.Module, path: Path) -> None:
     """Copies all layers but the last from a model file."""
     tensors, _ = load_model(path)
     own = network.state_dict()

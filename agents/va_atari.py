@@ -161,7 +161,7 @@ from numpy.typing import NDArray
 from classicrl.algorithms.dqn import FAMILY, DQNLearner, wide_head
 from classicrl.console import TrainingProgress
 from classicrl.envs.atari import PROTOCOLS, AtariVector, make_atari
-from classicrl.errors import RunFailure, UserError
+from classicrl.errors import UserError
 from classicrl.evaluation import AtariEvaluator, acting_distribution, epsilon_greedy
 from classicrl.experiment import Run, StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
@@ -324,13 +324,6 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         track=config.track,
     )
 
-    def check_finite() -> None:
-        if not all(math.isfinite(mean) for mean in means.peek().values()):
-            raise RunFailure(
-                f"the loss became NaN or infinite by step {count.step:,}; the last good checkpoint "
-                f"stands in {run.directory}: start anew with a lower --learning-rate"
-            )
-
     # -- The loop ------------------------------------------------------------------------------
     with progress, log, contextlib.closing(envs):
         shown = {"return": math.nan, "loss": math.nan, "epsilon": 1.0}
@@ -390,7 +383,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 learner.sync_target()
 
             if crossings(before, after, config.log_period_steps):
-                check_finite()
+                state.require_finite(means.peek().values())
                 mean = means.pop()
                 row = {
                     "charts/episodic_return": episodes.recent_mean(),
@@ -413,10 +406,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             if crossings(before, after, PROGRESS_PERIOD_STEPS):
                 progress.update(after, shown)
             if crossings(before, after, config.checkpoint_period_steps):
-                check_finite()
+                state.require_finite(means.peek().values())
                 state.save()
 
-        check_finite()
+        state.require_finite(means.peek().values())
         state.save(last=True)
         log.flush()
         if stop:

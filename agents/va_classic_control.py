@@ -117,7 +117,7 @@ from numpy.typing import NDArray
 from classicrl.algorithms.dqn import FAMILY, DQNLearner, wide_head
 from classicrl.console import TrainingProgress
 from classicrl.envs.gym_vector import GymVector, gym_protocol
-from classicrl.errors import RunFailure, UserError
+from classicrl.errors import UserError
 from classicrl.evaluation import Evaluation, GymEvaluator, epsilon_greedy, pooled
 from classicrl.experiment import StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
@@ -318,12 +318,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
 
     def check_finite() -> None:
         for k, seed in enumerate(seeds):
-            if not all(math.isfinite(mean) for mean in means.peek(k).values()):
-                raise RunFailure(
-                    f"the loss of seed {seed} became NaN or infinite by step {count.step:,}; the "
-                    f"last good checkpoint stands in {group.shared.directory}: start anew with a "
-                    "lower --learning-rate"
-                )
+            state.require_finite(means.peek(k).values(), f"the loss of seed {seed}")
 
     # -- The loop ------------------------------------------------------------------------------
     with progress, contextlib.ExitStack() as closing:

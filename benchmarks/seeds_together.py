@@ -22,7 +22,7 @@ import tyro
 from report import Table, keep, origin, ratios, show, spread
 
 from classicrl.command_line import exit_with, require_positive
-from classicrl.envs.atari import available_cpus
+from classicrl.cpus import available_cpus
 from classicrl.errors import RunFailure
 from classicrl.loggers import read_csv
 

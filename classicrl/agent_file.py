@@ -17,6 +17,7 @@ from classicrl.envs.continuous import CONTROL_PROTOCOLS, ContinuousVector, Contr
 from classicrl.envs.gym_vector import GYM_PROTOCOLS, GymProtocol, GymVector
 from classicrl.errors import UserError
 from classicrl.evaluation import AtariEvaluator, GymEvaluator
+from classicrl.experiment import MODEL_FILE
 from classicrl.networks.actor_critic import (
     ActorCritic,
     PolicyName,
@@ -34,7 +35,6 @@ from classicrl.networks.q_network import (
 )
 from classicrl.networks.symphony import SymphonyActor
 
-MODEL_FILE = "model.safetensors"
 GymTorsoName = Literal["minatar", "vector"]
 ControlTorsoName = Literal["symphony"]
 ACTOR_CRITIC = "actor-critic"  # the head of agents that draw their actions
@@ -169,7 +169,8 @@ def evaluator_of(
         agent: from :func:`load_agent`.
         seed: the same seed plays the same games.
         epsilon: share of random actions; None for what the agent's protocol says.
-        max_frames: after which a game is cut; None for what the protocol says.
+        max_frames: after which a game is cut on Atari; elsewhere steps. None for what the protocol
+            says.
         num_threads: of Atari's emulators; 0 for all that this process may use.
         should_stop: asked at every step; what is under way is then given up.
     """

@@ -76,7 +76,8 @@ def evaluate(
         epsilon: Share of random actions. Default: 0.01 without sticky actions, else 0.
         seed: Of the games; none of them is one of training's.
         video: Write one more game to this GIF.
-        max_frames: Emulator frames after which a game is cut. Default: the protocol's, 108,000.
+        max_frames: Where a game is cut: emulator frames on Atari (default 108,000, or what the
+            protocol says), elsewhere steps (default: what the protocol or environment says).
         device: auto is the GPU if there is one.
         threads: CPU threads; 0 is all that this process may use.
         index: Where published results are looked up.
@@ -90,9 +91,11 @@ def evaluate(
         _require(video.suffix == ".gif", f"--video {video} must end in .gif")
         _require(video.parent.is_dir(), f"--video: {video.parent} is not a directory")
 
-    from classicrl.agent_file import MODEL_FILE, evaluator_of, load_agent, model_path
+    from classicrl.agent_file import evaluator_of, load_agent, model_path
     from classicrl.checkpoint import load_model
-    from classicrl.experiment import StopRequest
+    from classicrl.console import limit_in_words
+    from classicrl.evaluation import AtariEvaluator
+    from classicrl.experiment import MODEL_FILE, StopRequest
     from classicrl.machine import choose_device, set_threads
     from classicrl.reports.plots import protocol_in_words
     from classicrl.reports.reference import find, read_index
@@ -111,6 +114,8 @@ def evaluate(
     path = model_path(path)
     if load_model(path)[1].get("domain") == "cube3":
         _require(video is None, "--video: cubes are drawn by classicrl solve --gif")
+        _require(epsilon is None, "--epsilon: cubes are solved by a search, without random actions")
+        _require(max_frames is None, "--max-frames: a cube has a minute of search instead")
         _evaluate_cubes(path, episodes, seed, str(choose_device(device)))
         return
     agent = load_agent(path, choose_device(device))
@@ -124,6 +129,8 @@ def evaluate(
             num_threads=threads,
             should_stop=lambda: bool(stop),
         )
+        if video is not None and not isinstance(evaluator, AtariEvaluator):
+            evaluator.require_gif()  # before the games are played
         print(agent.card, flush=True)
         scores = evaluator.play(episodes)
         if scores is None:
@@ -132,7 +139,7 @@ def evaluate(
         print(
             f"protocol      {protocol.name}: {protocol_in_words(protocol.name)}\n"
             f"games         {episodes}, seed {seed}, epsilon {scores.epsilon:g}, "
-            f"at most {scores.max_frames_per_episode:,} frames each\n"
+            f"{limit_in_words(scores.max_frames_per_episode, scores.limit_unit)}\n"
             f"return        {scores.mean_return:.2f} +- {scores.std_return:.2f} "
             "(mean, standard deviation over games)\n"
             f"95% interval  [{low:.2f}, {high:.2f}] (of the mean, bootstrap)\n"

@@ -10,6 +10,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from classicrl.types import NO_LIMIT
+
 _PLAIN_PERIOD_SECONDS = 30.0
 _RATE_WINDOW_SECONDS = 60.0
 
@@ -83,6 +85,15 @@ class TrainingProgress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+def limit_in_words(limit: int, unit: str) -> str:
+    """How long a game may last, ``limit`` being ``NO_LIMIT`` where it is never cut.
+
+    >>> limit_in_words(108_000, "frames")
+    'at most 108,000 frames a game'
+    """
+    return "no limit to a game" if limit >= NO_LIMIT else f"at most {limit:,} {unit} a game"
 
 
 def _clock(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Playing a policy of continuous actions without learning: returns of whole episodes, how smooth
 its actions are, and a picture of one episode."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +84,19 @@ class ControlEvaluator:
         known = [value for value in spectra if not math.isnan(value)]
         figures["action_spectrum"] = float(np.mean(known)) if known else math.nan
         figures["mean_steps"] = float(num_steps.mean())
-        return Evaluation(returns.tolist(), num_steps.tolist(), 0.0, env.max_episode_steps, figures)
+        return Evaluation(
+            returns.tolist(), num_steps.tolist(), 0.0, env.max_episode_steps, figures, "steps"
+        )
+
+    def require_gif(self) -> None:
+        """Refuses an environment of which this machine can draw no picture.
+
+        Raises:
+            UserError: saying why.
+        """
+        with contextlib.closing(self._make(1, render_mode="rgb_array")) as env:
+            env.reset()
+            env.picture()
 
     def record_gif(self, path: Path, max_seconds: float = 10.0) -> bool:
         """Plays one episode and writes it as a GIF, in real time; False if it was stopped.

@@ -1,6 +1,6 @@
 """Solves Rubik's cubes with a trained network: what the script and the command line call.
 
-One function, :func:`solve`, from a state to moves that were replayed. Without a search named, a
+From a state to moves that were replayed, :meth:`CubeSolver.solve`. Without a search named, a
 preset's ladder is climbed: a short search first, wider ones while the cube is not solved.
 """
 
@@ -19,6 +19,7 @@ from classicrl.checkpoint import load_model
 from classicrl.domains.cube3 import ACTION_COUNTS, Cube3, format_moves, half_turn_length
 from classicrl.errors import UserError
 from classicrl.evaluation import Evaluation
+from classicrl.experiment import MODEL_FILE
 from classicrl.networks.byte_q_network import ByteQNetwork
 from classicrl.search.beam import q_beam
 from classicrl.search.best_first import astar, deferred_astar, qstar
@@ -69,7 +70,7 @@ def load_network(path: Path, device: torch.device | str = "cpu") -> CubeNetwork:
         UserError: it is missing, damaged, of another shape than it says, or of another program.
     """
     if path.is_dir():
-        path = path / "model.safetensors"
+        path = path / MODEL_FILE
     tensors, card = load_model(path)
     if card.get("domain") != "cube3" or not all(card.get(n, "").isdecimal() for n in _CARD_NUMBERS):
         raise UserError(f"{path} holds no network for the cube: name one of qstar_cube3_train")
@@ -329,4 +330,6 @@ class CubeEvaluator:
             solution = self._solver.solve(start)
             returns.append(-float(len(solution.turns)) if solution.solved else UNSOLVED_RETURN)
             lengths.append(len(solution.turns))
-        return Evaluation(returns, lengths, epsilon=0.0, max_frames_per_episode=_MAX_TURNS)
+        return Evaluation(
+            returns, lengths, epsilon=0.0, max_frames_per_episode=_MAX_TURNS, limit_unit="turns"
+        )

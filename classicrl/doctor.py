@@ -33,7 +33,7 @@ EXTRAS = {  # extra -> its distributions
     "slurm": ("submitit",),
     "wandb": ("wandb",),
     "hub": ("huggingface_hub",),
-    "bench": ("stable-baselines3", "opencv-python-headless"),
+    "bench": ("stable-baselines3", "sb3-contrib", "opencv-python-headless"),
     "docs": ("mkdocs-material",),
     "dev": ("pytest", "hypothesis", "pytest-timeout", "pytest-xdist", "ruff", "mypy"),
 }
@@ -94,7 +94,7 @@ def _machine() -> Iterator[Finding]:
     try:
         import torch
 
-        from classicrl.envs.atari import available_cpus
+        from classicrl.cpus import available_cpus
         from classicrl.machine import available_memory, describe
 
         cpu = torch.device("cpu")

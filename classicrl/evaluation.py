@@ -1,13 +1,15 @@
 """Playing a policy without learning: scores over whole games, and a video of one."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from classicrl.console import limit_in_words
 from classicrl.envs.atari import AtariProtocol, AtariSingle, AtariVector, make_atari
 from classicrl.envs.gym_vector import GymProtocol, GymVector
 from classicrl.errors import UserError
@@ -46,6 +48,7 @@ class Evaluation(NamedTuple):
     epsilon: float
     max_frames_per_episode: int
     smoothness: Mapping[str, float] = {}  # of continuous actions; never written to
+    limit_unit: Literal["frames", "steps", "turns"] = "frames"  # of max_frames_per_episode
 
     @property
     def mean_return(self) -> float:
@@ -75,7 +78,8 @@ class Evaluation(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.mean_return:.2f} +- {self.std_return:.2f} over {len(self.returns)} games "
-            f"(epsilon {self.epsilon:g}, at most {self.max_frames_per_episode:,} frames a game)"
+            f"(epsilon {self.epsilon:g}, "
+            f"{limit_in_words(self.max_frames_per_episode, self.limit_unit)})"
         )
 
 
@@ -227,23 +231,36 @@ class GymEvaluator:
         """As :meth:`AtariEvaluator.play`."""
         env = self._make(episodes)
         cap = env.max_episode_steps
-        return _play_first_games(env, self.policy, self.epsilon, self.seed, cap, self.should_stop)
+        scores = _play_first_games(env, self.policy, self.epsilon, self.seed, cap, self.should_stop)
+        return None if scores is None else scores._replace(limit_unit="steps")
+
+    def require_gif(self) -> None:
+        """Refuses an environment of which :meth:`record_gif` can show nothing.
+
+        Raises:
+            UserError: if it shows no board.
+        """
+        with contextlib.closing(self._make(1)) as env:
+            if len(env.obs_shape) != 3:
+                raise UserError(
+                    f"{self.env_id} shows numbers, not a board: there is no video of it"
+                )
 
     def record_gif(self, path: Path, max_steps: int = 600) -> bool:
         """Plays one game on a board and writes it as a GIF, one picture per step.
 
         Raises:
-            UserError: if the environment shows no board.
+            UserError: as :meth:`require_gif`.
         """
+        self.require_gif()
         env = self._make(1)
-        if len(env.obs_shape) != 3:
-            raise UserError(f"{self.env_id} shows numbers, not a board: there is no video of it")
         rng = np.random.default_rng([self.seed, 2])
         begin_games(self.policy, 1, self.seed)
         obs = env.reset()
         pictures = [_board_picture(obs[0])]
         for _ in range(max_steps):
             if self.should_stop():
+                env.close()
                 return False
             action = epsilon_greedy(self.policy(obs), self.epsilon, env.num_actions, rng)
             step = env.step(action)

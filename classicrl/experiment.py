@@ -3,10 +3,12 @@
 config.json      what was asked for, what it resolved to, versions, later changes
 metrics.csv      training figures;  evaluations.csv: scores of the agent as it learns
 tensorboard/     the same to look at
-checkpoints/     see checkpoint.py
+checkpoints/     see checkpoint/__init__.py
+model.safetensors  the newest weights, with what they are for
 summary.json     written once, when the run is finished
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -19,29 +21,32 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
 from classicrl.checkpoint import write_atomic
+from classicrl.console import limit_in_words
 from classicrl.distributed import Ranks
 from classicrl.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
 
 CONFIG_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
+SUMMARY_FILE = "summary.json"
 
 _MIN_FREE_BYTES = 256 * 2**20
 _OWN_FILES = (
     CONFIG_FILE,
     "metrics.csv",
     "evaluations.csv",
-    "summary.json",
+    SUMMARY_FILE,
     "video.gif",
     "bonus.png",
-    "model.safetensors",
+    MODEL_FILE,
+    "walk.safetensors",
     "report.html",
 )
 _OWN_DIRECTORIES = ("checkpoints", "tensorboard", "wandb", "ranks")
@@ -50,6 +55,9 @@ _VERSIONED = ("classicrl", "torch", "numpy", "gymnasium", "ale-py", "minatar", "
 
 class Run:
     """An open run directory, locked against a second process until it is closed.
+
+    Left by a UserError before anything was made of the run, as a context it takes away again the
+    directories that it made: what is refused leaves nothing behind.
 
     Args:
         directory: made if absent.
@@ -61,6 +69,7 @@ class Run:
 
     def __init__(self, directory: Path, *, overwrite: bool = False) -> None:
         self.directory = directory
+        self._made = [path for path in (directory, *directory.parents) if not path.exists()]
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = (directory / ".lock").open("w")
@@ -69,6 +78,8 @@ class Run:
                 f"cannot write to {directory} ({error.strerror}): choose another --run-dir"
             ) from error
         if shutil.disk_usage(directory).free < _MIN_FREE_BYTES:
+            self._lock.close()
+            self._take_away()
             raise UserError(
                 f"{directory} is on a disk with less than 256 MiB free: free some, or choose "
                 "another --run-dir"
@@ -103,10 +114,8 @@ class Run:
             UserError: if a field that may not change differs; all such fields are named.
         """
         path = self.directory / CONFIG_FILE
-        others = {*_OWN_FILES, *_OWN_DIRECTORIES} - {CONFIG_FILE, "report.html"}
         # A configuration that was refused before anything was made of it binds nobody.
-        begun = any((self.directory / name).exists() for name in others)
-        if not path.exists() or not begun:
+        if not path.exists() or not self._begun():
             config = resolve(config)
             record: dict[str, Any] = {
                 "config": as_json(config),
@@ -157,10 +166,26 @@ class Run:
             write_json(path, record)
         return dataclasses.replace(config, **derived)  # type: ignore[type-var]
 
+    def _begun(self) -> bool:
+        """Whether anything was made of the configuration yet."""
+        # Directories of the other ranks are there as soon as these are, before anything begins.
+        others = {*_OWN_FILES, *_OWN_DIRECTORIES} - {CONFIG_FILE, "report.html", "ranks"}
+        return any((self.directory / name).exists() for name in others)
+
+    def _take_away(self) -> None:
+        """Removes the directories that this process made, as far as nothing else is in them."""
+        own = {CONFIG_FILE, ".lock"}
+        with contextlib.suppress(OSError):
+            if self._made and {path.name for path in self.directory.iterdir()} <= own:
+                for name in own:
+                    (self.directory / name).unlink(missing_ok=True)
+                for path in self._made:  # the deepest first
+                    path.rmdir()
+
     @property
     def summary(self) -> dict[str, Any] | None:
         """What a finished run left, or None."""
-        path = self.directory / "summary.json"
+        path = self.directory / SUMMARY_FILE
         return read_json(path) if path.exists() else None
 
     def closing_lines(self, summary: dict[str, Any], directory: Path | None = None) -> str:
@@ -172,20 +197,21 @@ class Run:
         """
         scores = summary["eval"]
         directory = directory or self.directory
+        unit = "frames" if summary["env_id"].startswith("ALE/") else "steps"
+        limit = limit_in_words(scores["max_frames_per_episode"], unit)
         files = ", ".join(name for name in _OWN_FILES if (directory / name).exists())
         return (
             f"{summary['agent']} on {summary['env_id']} ({summary['protocol']}), "
             f"{summary['total_steps']:,} steps in {summary['wall_seconds'] / 60:.0f} min: "
             f"return {scores['mean_return']:.2f} +- {scores['std_return']:.2f} over "
-            f"{scores['episodes']} games (epsilon {scores['epsilon']:g}, at most "
-            f"{scores['max_frames_per_episode']:,} frames a game)\n"
+            f"{scores['episodes']} games (epsilon {scores['epsilon']:g}, {limit})\n"
             f"everything is in {directory}{': ' + files if files else ''}\n"
             f"curves: tensorboard --logdir {directory}"
         )
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes the summary: the run is finished."""
-        write_json(self.directory / "summary.json", summary)
+        write_json(self.directory / SUMMARY_FILE, summary)
 
     def close(self) -> None:
         """Lets other processes in."""
@@ -200,10 +226,12 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, UserError) and not self._begun():
+            self._take_away()
         self.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def shared_run(directory: Path, ranks: Ranks, *, overwrite: bool = False) -> Iterator[Run]:
     """The run directory of each of several processes: the first one's, and below it the others'.
 
@@ -219,7 +247,8 @@ def shared_run(directory: Path, ranks: Ranks, *, overwrite: bool = False) -> Ite
     try:
         run = Run(own, overwrite=overwrite)
     except UserError:
-        ranks.any(True)
+        if ranks.is_first:  # whom the others wait for; nobody waits for them
+            ranks.any(True)
         raise
     with run:
         if ranks.is_first:
@@ -318,6 +347,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """A JSON object as it stands in files here."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes a JSON object, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomic(path, json_bytes(value))

@@ -3,14 +3,13 @@
 Whose account it is, and how it is proved, is ``huggingface_hub``'s own business.
 """
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from classicrl.agent_file import MODEL_FILE
 from classicrl.errors import UserError
-from classicrl.model_directory import FILES, check_model, write_directory
+from classicrl.experiment import MODEL_FILE
+from classicrl.model_directory import CARD_FILE, FILES, check_model, write_directory
 from classicrl.reports.players import Player
 
 
@@ -30,9 +29,9 @@ def push(directory: Path, name: str, *, private: bool = False) -> str:
     """
     hub = _hub()
     _require_name(name)
-    if not (directory / "README.md").exists():
+    if not (directory / CARD_FILE).exists():
         raise UserError(
-            f"{directory} has no README.md: make a model directory with classicrl export first"
+            f"{directory} has no {CARD_FILE}: make a model directory with classicrl export first"
         )
     check_model(directory)
     try:
@@ -79,7 +78,6 @@ def pull(name: str, out: Path, *, revision: str | None = None) -> Player:
         if not (here / MODEL_FILE).exists():
             raise UserError(f"{name} holds no {MODEL_FILE}: it is no model of classicrl")
         player = check_model(here)
-        shutil.rmtree(here / ".cache", ignore_errors=True)  # the hub's own notes
         write_directory(
             out, {name: (here / name).read_bytes() for name in FILES if (here / name).exists()}
         )

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from classicrl.agent_file import (
-    MODEL_FILE,
     AgentCard,
     model_path,
     network_of,
@@ -22,6 +21,7 @@ from classicrl.agent_file import (
 from classicrl.checkpoint import load_model
 from classicrl.cube_solver import load_network
 from classicrl.errors import UserError
+from classicrl.experiment import MODEL_FILE
 
 # What may differ between the agent that was trained and the one that goes on. All else that a card
 # says decides about the network's layers.

@@ -1,7 +1,7 @@
-"""Where a run's figures go: a CSV that scripts read, TensorBoard that people watch, or a service.
+"""Where a run's figures go: a CSV that scripts read, TensorBoard that people watch, and a service.
 
-Both continue where a checkpoint was taken: rows and events that a lost part of the run had written
-after it are dropped, so no step appears twice.
+The first two continue where a checkpoint was taken: rows and events that a lost part of the run had
+written after it are dropped, so no step appears twice.
 """
 
 import contextlib

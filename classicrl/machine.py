@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from classicrl.envs.atari import available_cpus
+from classicrl.cpus import available_cpus
 from classicrl.errors import UserError
 
 

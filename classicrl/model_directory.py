@@ -16,21 +16,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from classicrl.agent_file import MODEL_FILE, model_path
+from classicrl.agent_file import model_path
 from classicrl.checkpoint import load_model, write_atomic
 from classicrl.errors import UserError
-from classicrl.experiment import CONFIG_FILE, read_json, versions
+from classicrl.experiment import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    SUMMARY_FILE,
+    json_bytes,
+    read_json,
+    versions,
+)
 from classicrl.reports.players import Player, player_of
 from classicrl.reports.plots import protocol_in_words
 from classicrl.reports.publish import command_of, without_paths
 from classicrl.reports.statistics import bootstrap_interval
 
 CARD_FILE = "README.md"
-SUMMARY_FILE = "summary.json"
 FILES = (MODEL_FILE, CONFIG_FILE, SUMMARY_FILE, CARD_FILE)
 
 _MAX_JSON_BYTES = 1 << 22
 _MAX_MODEL_BYTES = 1 << 32
+# Settings that decide what is played and the network's kind and sizes.
+_OF_THE_NETWORK = (
+    *("env_id", "protocol", "member", "torso", "policy", "hidden", "obs_norm"),
+    *("actions", "embedding_size", "hidden_size", "num_blocks"),
+)
 _VERSIONS = ("classicrl", "python", "torch", "numpy", "gymnasium", "ale-py", "minatar", "mujoco")
 
 
@@ -57,10 +68,12 @@ def export_model(run_directory: Path, out: Path, *, licence: str = "mit") -> Pla
     summary = _object(directory / SUMMARY_FILE)
     texts = {MODEL_FILE: source.read_bytes()}
     if record:
-        texts[CONFIG_FILE] = _json_bytes(without_paths(record))
+        texts[CONFIG_FILE] = json_bytes(without_paths(record))
     if summary:
-        texts[SUMMARY_FILE] = _json_bytes(without_paths(summary))
-    texts[CARD_FILE] = model_card(player, record, summary, out.name, licence=licence).encode()
+        texts[SUMMARY_FILE] = json_bytes(without_paths(summary))
+    texts[CARD_FILE] = model_card(
+        player, record, summary, out.resolve().name, licence=licence
+    ).encode()
     write_directory(out, texts)
     return player
 
@@ -94,6 +107,7 @@ def write_directory(out: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         UserError: if the disk refuses.
     """
+    out = out.resolve()  # "." has no name of its own
     fresh = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +129,6 @@ def model_card(
     licence: str,
 ) -> str:
     """The card in Markdown, with the head that model hubs read; no figure that is not recorded."""
-    script = player.agent.partition("-")[0]
     lines = [
         "---",
         "library_name: classicrl",
@@ -140,7 +153,8 @@ def model_card(
         "",
     ]
     if record.get("config"):
-        lines += ["## Trained with", "", "```", command_of(player.agent, dict(record)), "```", ""]
+        command = command_of(player.agent, without_paths(dict(record)))
+        lines += ["## Trained with", "", "```", command, "```", ""]
     trained_by = record.get("versions") or summary.get("versions") or {}
     if isinstance(trained_by, dict) and trained_by:
         known = [f"{key} {trained_by[key]}" for key in _VERSIONS if trained_by.get(key)]
@@ -153,7 +167,7 @@ def model_card(
     else:
         lines += [f"classicrl evaluate {name} --episodes 30"]
     lines += [
-        f"python agents/{script}.py --init-from {name}   # from the repository: trains on",
+        f"{_trains_on(player, record, name)}   # from the repository: trains on",
         "```",
         "",
         f"Licence of the weights: {licence}. Exported with classicrl {versions()['classicrl']}.",
@@ -185,6 +199,19 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
+def _trains_on(player: Player, record: Mapping[str, Any], name: str) -> str:
+    """The command that begins with these weights, in the same environment and with a network like
+    theirs."""
+    script = player.agent.partition("-")[0]
+    config = record.get("config")
+    known = dict(config) if isinstance(config, dict) else {}
+    if not player.env_id.startswith("cube3"):
+        known["env_id"] = player.env_id
+    kept = {key: known[key] for key in _OF_THE_NETWORK if known.get(key) is not None}
+    settings = {**kept, "init_from": name}
+    return command_of(script, {"config": settings})
+
+
 def _package(player: Player) -> str:
     """What to install to play it."""
     for start, extra in (("ALE/", "atari"), ("MinAtar/", "minatar")):
@@ -201,7 +228,3 @@ def _is_number(value: Any) -> bool:
 
 def _object(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
-
-
-def _json_bytes(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()

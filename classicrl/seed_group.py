@@ -22,6 +22,8 @@ ConfigT = TypeVar("ConfigT")
 class SeedGroup:
     """Open run directories, locked against a second process until they are closed.
 
+    Refused before anything was made of them, they are taken away, as by :class:`Run`.
+
     Args:
         parent: holds all of them.
         seeds: increasing.
@@ -113,4 +115,4 @@ class SeedGroup:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._open.close()
+        self._open.__exit__(kind, error, trace)

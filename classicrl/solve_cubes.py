@@ -97,6 +97,11 @@ def solve_cubes(config: SolveConfig) -> dict[str, Any]:
         if path is not None and not path.parent.is_dir():
             raise UserError(f"{path.parent} is no directory: make it, or write elsewhere")
     network = load_network(config.network or shipped_network(config.actions), device)
+    known = int(network.card["actions"])
+    if config.network is not None and config.actions not in (SolveConfig.actions, known):
+        raise UserError(
+            f"--actions {config.actions}: {config.network} has {known}; leave --actions out"
+        )
     names = {field.name for field in dataclasses.fields(SolveSettings)}
     chosen = {k: v for k, v in dataclasses.asdict(config).items() if k in names}
     solver = CubeSolver(network, SolveSettings(**chosen))

@@ -10,6 +10,7 @@ import math
 import queue
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -73,12 +74,13 @@ class WandbSink:
 
     def close(self) -> None:
         """Sends the rest, for a minute at most."""
+        until = time.monotonic() + self._finish_seconds
         try:
-            self._rows.put_nowait(None)
+            self._rows.put(None, timeout=self._finish_seconds if self._thread.is_alive() else 0.0)
         except queue.Full:
             self._warn("it takes no more rows")
             return
-        self._thread.join(self._finish_seconds)
+        self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
             self._warn(f"it did not finish within {self._finish_seconds:g} seconds")
 

@@ -5,8 +5,9 @@ generators); this module saves them together and brings them back together.
 """
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,10 @@ from torch import nn
 from classicrl.checkpoint import Checkpoint, CheckpointNotWritten, CheckpointStore, save_model
 from classicrl.distributed import Ranks
 from classicrl.errors import RunFailure, UserError
-from classicrl.experiment import CONFIG_FILE, read_json
+from classicrl.experiment import CONFIG_FILE, MODEL_FILE, read_json
 from classicrl.networks import member_state
 from classicrl.replay import MemberReplays, ReplayArchive, ReplayBuffer
 from classicrl.types import Stateful
-
-_MODEL_FILE = "model.safetensors"
 
 
 @dataclasses.dataclass
@@ -83,6 +82,7 @@ class TrainingState:
         ranks: Ranks | None = None,
     ) -> None:
         self.count = count
+        self._directory = directory
         self._parts = {**parts, "count": count}
         archives = directory / "checkpoints" / "replay"
         self._replays: list[tuple[ReplayBuffer, ReplayArchive]] = []
@@ -95,7 +95,7 @@ class TrainingState:
         self._store = CheckpointStore(directory / "checkpoints", warn=say)
         self._ranks = ranks or Ranks()
         self._model = model
-        self._model_path = directory / _MODEL_FILE
+        self._model_path = directory / MODEL_FILE
         self._member_directories = member_directories
         self._card = card
         self._info = {**info, **_run_id(directory)}
@@ -164,6 +164,18 @@ class TrainingState:
             # One was ended between the saves of the others.
             self._store.discard_newer(common)
 
+    def require_finite(self, losses: Iterable[float], whose: str = "a loss") -> None:
+        """Ends a run whose losses make no sense, before a checkpoint is made of it.
+
+        Raises:
+            RunFailure: if one is NaN or infinite, in any of the processes.
+        """
+        if self._ranks.any(not all(map(math.isfinite, losses))):
+            raise RunFailure(
+                f"{whose} became NaN or infinite by step {self.count.step:,}; the last good "
+                f"checkpoint stands in {self._directory}: start anew with a lower --learning-rate"
+            )
+
     def save(self, *, last: bool = False) -> None:
         """Writes a checkpoint and the weights. If the disk refuses, says so and goes on.
 
@@ -198,7 +210,7 @@ class TrainingState:
             if not self._member_directories and self._ranks.is_first:
                 save_model(self._model_path, self._model.state_dict(), card)
             for k, directory in enumerate(self._member_directories):
-                save_model(directory / _MODEL_FILE, member_state(self._model, k), card)
+                save_model(directory / MODEL_FILE, member_state(self._model, k), card)
         except (CheckpointNotWritten, OSError) as error:
             if last:
                 raise CheckpointNotWritten(

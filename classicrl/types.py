@@ -6,6 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+NO_LIMIT = 2**31 - 1
+"""Length of an episode that is never cut."""
+
 
 class Transition(NamedTuple):
     """A batch of (n-step) transitions, B of them.

@@ -31,6 +31,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 import tyro
 
 from classicrl.command_line import exit_with, require_positive
+from classicrl.cpus import available_cpus
 from classicrl.errors import RunFailure, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +60,7 @@ class Config:
     """local: processes of this machine. ray: a Ray cluster, whose nodes share the directory --out.
     slurm: a job per trial, through submitit."""
     workers: int = 0
-    """Trials at a time. 0: one per CPU of this machine; with ray and slurm, all."""
+    """Trials at a time. 0: one per CPU that this process may use; with ray and slurm, all."""
     ranks: int = 1
     """Processes of one trial that train together, for scripts that can (runs/launch.py)."""
     retries: int = 3
@@ -102,8 +103,8 @@ def trials_of(config: Config) -> list[Trial]:
     """
     if not config.agents:
         raise UserError("name one or more --agents")
-    workers = config.workers or cpus()
-    threads = ["--threads", str(max(1, cpus() // workers))]
+    workers = config.workers or available_cpus()
+    threads = ["--threads", str(max(1, available_cpus() // workers))]
     trials: dict[Path, Trial] = {}
     for agent in config.agents:
         script, *own_flags = shlex.split(agent)
@@ -112,11 +113,12 @@ def trials_of(config: Config) -> list[Trial]:
             known = ", ".join(sorted(found.stem for found in path.parent.glob("*.py")))
             raise UserError(f"there is no agent {script!r}: choose of {known}")
         flags = own_flags + shlex.split(config.flags)
+        named = {flag.partition("=")[0] for flag in flags}
         for flag in ("--run-dir", "--seed", "--overwrite"):
-            if flag in flags:
+            if flag in named:
                 raise UserError(f"{flag} is the sweep's to set: leave it out of --agents, --flags")
-        if "--threads" not in flags:
-            flags += threads
+        if "--threads" not in named:
+            flags = [*flags, *threads]
         for env_id in list(environments(config.envs)) or [None]:
             for seed in config.seeds:
                 parts = [slug(agent), slug(env_id or "default"), f"seed{seed}"]
@@ -152,11 +154,6 @@ def environments(names: Sequence[str]) -> Iterator[str]:
 def slug(text: str) -> str:
     """As a name of a directory."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")
-
-
-def cpus() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_trial(trial: Trial, retries: int, should_stop: Callable[[], bool]) -> Outcome:
@@ -239,7 +236,7 @@ def run_local(
     trials: Sequence[Trial], config: Config, should_stop: Callable[[], bool]
 ) -> Iterator[Outcome]:
     """A thread per process of this machine."""
-    with ThreadPoolExecutor(config.workers or cpus()) as pool:
+    with ThreadPoolExecutor(config.workers or available_cpus()) as pool:
         futures = [pool.submit(run_trial, trial, config.retries, should_stop) for trial in trials]
         for future in as_completed(futures):
             yield future.result()

@@ -17,12 +17,12 @@ PROGRAMS = sorted(
 # Each layer may import those above it in this list, and its own package. Modules that are not
 # listed put others together: they form the last layer.
 LAYERS = [
-    {"errors", "types", "watch"},
+    {"cpus", "errors", "types", "watch"},
     {"distributed"},
     {"returns", "losses", "moments", "taylor", "schedules"}
     | {"checkpoint", "console", "command_line", "event_file", "tracking"},
     {"loggers", "replay", "envs", "networks", "search", "smoothness"},
-    {"algorithms", "domains", "experiment", "evaluation", "machine", "parameters"},
+    {"algorithms", "domains", "experiment", "evaluation", "machine"},
     {"views"},
 ]
 # What a file of a run could make do more than say something.
@@ -97,7 +97,7 @@ def test_nothing_in_a_file_is_run(path: Path) -> None:
 def test_command_lines_answer_without_torch() -> None:
     """What a script imports before it parses its flags must not pull in torch."""
     quick = {"types", "torch", "gymnasium", "numpy"}
-    for name in ("command_line.py", "errors.py", "watch.py"):
+    for name in ("command_line.py", "cpus.py", "errors.py", "watch.py"):
         path = ROOT / "classicrl" / name
         names = {part for found in imports(parsed(path)) for part in found.split(".")[:2]}
         assert not names & quick, path

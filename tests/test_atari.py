@@ -10,13 +10,13 @@ import pytest
 
 pytest.importorskip("ale_py")
 
+from classicrl.cpus import available_cpus
 from classicrl.envs.atari import (
     PROTOCOLS,
     AtariProtocol,
     AtariSingle,
     AtariVector,
     atari_games,
-    available_cpus,
     make_atari,
 )
 from classicrl.errors import UserError

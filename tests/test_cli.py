@@ -76,7 +76,7 @@ def test_evaluate(tmp_path: Path, run_cli) -> None:  # type: ignore[no-untyped-d
     lines = done.out.splitlines()
     assert lines[0] == "dueling_dqn_atari on ALE/Pong-v5 (classic), weights of step 7,000"
     assert lines[1].startswith("protocol      classic: no sticky actions")
-    assert lines[2] == "games         3, seed 5, epsilon 0.01, at most 400 frames each"
+    assert lines[2] == "games         3, seed 5, epsilon 0.01, at most 400 frames a game"
     found = re.fullmatch(r"return        (\S+) \+- (\S+) \(mean.*\)", lines[3])
     interval = re.fullmatch(r"95% interval  \[(\S+), (\S+)\] \(of the mean, bootstrap\)", lines[4])
     extremes = re.fullmatch(r"range         (\S+) to (\S+)", lines[5])

@@ -44,6 +44,19 @@ def test_saved_and_loaded_goes_on_to_the_bit(env_id: str, at: int) -> None:
             np.testing.assert_array_equal(mine, theirs)
 
 
+def test_faults_name_the_step_of_the_whole_run() -> None:
+    env = ContinuousVector("Pendulum-v1", 2, seeds=3)
+    env.reset()
+    for action in actions_for(env, 3):
+        env.step(action)
+    other = ContinuousVector("Pendulum-v1", 2, seeds=3)
+    other.load_state_dict(env.state_dict())
+    assert str(env._stepping).endswith("step 3") and str(other._stepping).endswith("step 3")
+    older = {name: value for name, value in env.state_dict().items() if name != "steps"}
+    other.load_state_dict(older)
+    assert other.resumed_exactly
+
+
 @needs_mujoco
 def test_a_simulation_that_cannot_be_put_back_begins_anew() -> None:
     env = ContinuousVector("Hopper-v5", 1, seeds=3)

@@ -252,6 +252,7 @@ BAD_SETTINGS: list[tuple[dict[str, object], str]] = [
     ({"random": 1, "gif": Path("/nowhere/at/all.gif")}, "no directory"),
     ({"random": 1, "threads": -1}, "--threads"),
     ({"random": 1, "seed": -1}, "--seed"),
+    ({"random": 1, "actions": 1884}, "leave --actions out"),
 ]
 
 

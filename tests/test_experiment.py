@@ -13,8 +13,17 @@ from typing import Any, NamedTuple
 import pytest
 
 from classicrl.command_line import exit_with, may_change, not_recorded, require_positive
+from classicrl.distributed import Ranks
 from classicrl.errors import RunFailure, UserError
-from classicrl.experiment import Run, StopRequest, as_json, read_json, versions, write_json
+from classicrl.experiment import (
+    Run,
+    StopRequest,
+    as_json,
+    read_json,
+    shared_run,
+    versions,
+    write_json,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,9 +228,57 @@ def test_derived_values_keep_their_length_when_the_run_gets_longer(tmp_path: Pat
 def test_a_configuration_refused_before_the_run_began_binds_nobody(tmp_path: Path) -> None:
     with Run(tmp_path) as run:
         run.configure(Settings(width=10**9), resolve)  # and then the memory does not suffice
+    (tmp_path / "ranks" / "1").mkdir(parents=True)  # of a process beside it, refused as well
     assert configure(tmp_path, width=4).width == 4
     with pytest.raises(UserError, match="width"):
         configure(tmp_path, width=5)
+
+
+def test_what_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / "agent" / "seed0"
+    with pytest.raises(UserError), Run(directory) as run:
+        run.configure(Settings(), resolve)
+        raise UserError("no such environment")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError), Run(directory):
+        (directory / "key").mkdir()  # of somebody else
+        raise UserError("the part failed")
+    assert (directory / "key").exists() and (directory / ".lock").exists()
+
+
+def test_what_was_there_stays_when_a_run_is_refused(tmp_path: Path) -> None:
+    configure(tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(UserError, match="width"), Run(tmp_path / "run") as run:
+        run.configure(Settings(width=5), resolve)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    with pytest.raises(RunFailure), Run(tmp_path / "other") as run:
+        run.configure(Settings(), resolve)
+        raise RunFailure("in mid-run")
+    assert (tmp_path / "other" / "config.json").exists()
+
+
+class SomeRank(Ranks):
+    """Of two processes that are not there; notes when it would wait for the other."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(rank, 2)
+        self.asked: list[bool] = []
+
+    def any(self, flag: bool) -> bool:
+        self.asked.append(flag)
+        return flag
+
+
+@pytest.mark.parametrize(("rank", "asked"), [(0, [True]), (1, [False])])
+def test_a_process_that_cannot_open_its_directory_waits_for_nobody(
+    tmp_path: Path, rank: int, asked: list[bool]
+) -> None:
+    (tmp_path / "file").write_text("")
+    ranks = SomeRank(rank)
+    with pytest.raises(UserError, match="cannot write"), shared_run(tmp_path / "file", ranks):
+        pass
+    assert ranks.asked == asked
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\x00\x01"])

@@ -92,6 +92,12 @@ def test_what_cannot_be_compared_is_refused(runs: list[Path], tmp_path: Path) ->
         plot_methods([run for run in runs if "fast-Breakout" not in run.name], out, "profile")
     with pytest.raises(UserError, match="there is only dueling_dqn_atari cpu"):
         plot_methods([run for run in runs if "cpu" in run.name], out, "improvement")
+    cube = Path(__file__).parents[1] / "runs/reference/qstar_cube3_train/cube3-12-qtm/gpu-seed0"
+    without = "without a return; they have solved_share, mean_length"
+    with pytest.raises(UserError, match=without):
+        plot_methods([cube], out, "iqm")
+    with pytest.raises(UserError, match=without):
+        plot_runs([cube], out, metric="eval")
     (runs[0] / "evaluations.csv").unlink()
     with pytest.raises(UserError, match="no evaluation yet"):
         plot_methods(runs, out, "iqm")

@@ -1,14 +1,18 @@
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from script_process import AGENTS
 from synthetic_runs import colours_of, write_model, write_peer, write_run
 
 from classicrl.errors import UserError
+from classicrl.reports import records
 from classicrl.reports.plots import DPI, PANEL_INCHES, plot_runs, protocol_in_words
+from classicrl.reports.publish import command_of
 from classicrl.reports.records import curve, group_runs, on_common_range, read_run
 
 BLUE, ORANGE, GREEN = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)
@@ -73,6 +77,19 @@ def test_groups_seeds_and_nothing_else(tmp_path: Path) -> None:
         "dueling_dqn_atari fast (1 seed)": ["c0"],
         "sb3-dqn 2013 (1 seed)": ["p0"],
     }
+
+
+def test_what_may_change_makes_no_other_method() -> None:
+    places = [*AGENTS.glob("*.py"), AGENTS.parent / "docs" / "examples" / "c51_classic_control.py"]
+    marked = [re.findall(r"^    (\w+): .* = may_change\(", p.read_text(), re.M) for p in places]
+    names = {name for of_script in marked for name in of_script}
+    assert len(names) > 15 and names <= records._NOT_OF_THE_METHOD
+
+
+def test_the_command_of_a_list_of_numbers() -> None:
+    record = {"config": {"num_actions": [5, 10], "cheap": False, "gamma": None}}
+    command = "python agents/va_tabular.py --num-actions 5 10 --no-cheap"
+    assert command_of("va_tabular", record) == command
 
 
 def test_refuses_to_count_a_seed_twice(tmp_path: Path) -> None:

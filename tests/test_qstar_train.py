@@ -102,6 +102,20 @@ def test_walks_teach_and_a_trunk_is_taken_over(tmp_path: Path) -> None:
             torch.testing.assert_close(weights(second)[name], tensor, atol=1e-6, rtol=0)
     with pytest.raises(UserError, match="is of another shape"):
         run(tmp_path / "third", trunk=model, hidden_size=8)
+    assert not (tmp_path / "third").exists()
+    kept = (second / "model.safetensors").read_bytes()
+    for trunk, message in ((tmp_path / "absent", "not a file"), (second, "overwrite empties")):
+        with pytest.raises(UserError, match=message):
+            run(second, actions=156, trunk=trunk, overwrite=True)
+        assert (second / "model.safetensors").read_bytes() == kept
+
+
+def test_no_earlier_run_has_a_say_in_which_network_is_kept(tmp_path: Path) -> None:
+    run(tmp_path)
+    assert (tmp_path / "walk.safetensors").exists()
+    summary = run(tmp_path, walk_share=1.0, overwrite=True)
+    assert summary["kept"] == "walk" and not (tmp_path / "walk.safetensors").exists()
+    assert run(tmp_path, hidden_size=8, overwrite=True)["num_updates"] == 60
 
 
 def test_a_continued_run_equals_one_without_a_break(

@@ -1,7 +1,10 @@
 """Model directories: made of runs, played, trained on, and carried by a hub that only remembers."""
 
 import builtins
+import dataclasses
 import json
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,11 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from script_process import load_script
 from small_runs import ALL, Small, scripts
 
 from classicrl import cli, cube_solver, hub
 from classicrl.checkpoint import load_model, save_model
+from classicrl.command_line import parse
 from classicrl.errors import UserError
+from classicrl.evaluation import GymEvaluator
 from classicrl.model_directory import FILES, check_model, export_model
 from classicrl.reports.records import read_run
 
@@ -70,9 +76,45 @@ def test_every_run_becomes_a_directory_that_trains_on(
     assert one.run(tmp_path / "run", init_from=out)["num_updates"] > 0
 
 
+@pytest.mark.parametrize("one", scripts())
+def test_the_card_says_how_to_train_on_and_tells_no_paths(
+    one: Small, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished(one) / one.results[0], run)
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["init_from"] = str(tmp_path / "va" / "CartPole-v1-plain" / "seed3")
+    (run / "config.json").write_text(json.dumps(record))
+    export_model(run, tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    written = card + (tmp_path / "model" / "config.json").read_text()
+    assert str(tmp_path) not in written and "va/CartPole-v1-plain/seed3" in written
+    (command,) = re.findall(r"^python (agents/.*)   # from the repository", card, re.M)
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    monkeypatch.chdir(tmp_path)
+    script = load_script(one.script)
+    presets = getattr(script, "PRESETS", {"default": script.Config()})
+    config = parse(presets, next(iter(presets)), "")
+    assert config.init_from == Path("model")
+
+    class Accepted(Exception):
+        pass
+
+    def accept(*_: Any, **__: Any) -> None:
+        raise Accepted
+
+    # Nothing more is refused before the run directory is opened.
+    for opening in ("Run", "SeedGroup", "shared_run"):
+        if hasattr(script, opening):
+            monkeypatch.setattr(script, opening, accept)
+    with pytest.raises(Accepted):
+        script.main(dataclasses.replace(config, run_dir=tmp_path / "new"))
+
+
 def test_the_commands_take_it(model: Path, classicrl: Run) -> None:
     code, out, _ = classicrl("evaluate", model, "--episodes", 2, "--threads", 1)
     assert code == 0 and out.startswith("va_classic_control-va on CartPole-v1 (plain)")
+    assert "at most 500 steps a game\n" in out  # no frames, where there are none
     code, out, _ = classicrl("report", model)
     assert code == 0 and (model / "report.html").exists()
 
@@ -93,6 +135,27 @@ def test_a_network_for_the_cube_is_evaluated(
     assert score.startswith("return        -100.00 +- 0.00 ")
     code, _, err = classicrl("evaluate", source, "--video", tmp_path / "cube.gif")
     assert code == 2 and "classicrl solve --gif" in err
+    for flag, value in (("--epsilon", 0.1), ("--max-frames", 9)):
+        code, _, err = classicrl("evaluate", source, flag, value)
+        assert code == 2 and flag in err
+
+
+def test_a_video_that_cannot_be_is_refused_before_the_games(
+    model: Path, classicrl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GymEvaluator, "play", lambda *_: pytest.fail("played"))
+    code, out, err = classicrl("evaluate", model, "--video", tmp_path / "cart.gif")
+    assert (code, out) == (2, "") and "no video of it" in err
+
+
+def test_what_is_never_cut_has_no_limit(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = next(one for one in ALL if one.script == "ppo_rnd_small")
+    directory = finished(small)
+    capsys.readouterr()
+    small.run(directory)  # finished: it says again what it said last
+    assert "(epsilon 0, no limit to a game)\n" in capsys.readouterr().out
 
 
 def test_export_from_the_command_line(finished: Finished, tmp_path: Path, classicrl: Run) -> None:
@@ -105,6 +168,17 @@ def test_export_from_the_command_line(finished: Finished, tmp_path: Path, classi
     code, out, err = classicrl("export", tmp_path / "absent", "--out", tmp_path / "n")
     assert (code, out) == (2, "") and "does not exist" in err
     assert not (tmp_path / "n").exists()
+
+
+def test_into_the_present_directory(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = result_of(finished, "va_classic_control").resolve()
+    (tmp_path / "pole").mkdir()
+    monkeypatch.chdir(tmp_path / "pole")
+    export_model(source, Path("."))
+    assert "classicrl evaluate pole " in (tmp_path / "pole" / "README.md").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["pole"]
 
 
 def test_a_run_under_way_says_that_it_has_no_score(finished: Finished, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 double a result. The quick tests call programs of a few lines instead of agents."""
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import os
@@ -151,6 +152,8 @@ def test_a_file_sets_what_flags_do_not(tmp_path: Path, toy: Callable[..., list[s
         ("agents = ", "cannot read"),
         ("agents = ['no_such_agent']", "there is no agent 'no_such_agent': choose of toy"),
         ("agents = ['toy --seed 3']", "--seed is the sweep's to set"),
+        ("agents = ['toy --seed=3']", "--seed is the sweep's to set"),
+        ("flags = '--run-dir=here'", "--run-dir is the sweep's to set"),
         ("agents = ['toy', 'toy']", "is there twice"),
         ("envs = ['missing.txt']", "cannot read the environments"),
         ("seeds = [-1]", "--seeds must be"),
@@ -166,6 +169,18 @@ def test_what_cannot_be_is_refused(
         sweep.main(["--file", str(path), "--out", str(tmp_path / "out")])
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_container_with_two_cpus_gets_two_workers(
+    tmp_path: Path, toy: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "available_cpus", lambda: 2)
+    asked = sweep.Config(agents=("toy",), out=tmp_path, workers=1)
+    (trial,) = sweep.trials_of(asked)
+    assert trial.command[-2:] == ("--threads", "2")
+    for flags in ("--threads 1", "--threads=1"):
+        (trial,) = sweep.trials_of(dataclasses.replace(asked, flags=flags))
+        assert sum(word.startswith("--threads") for word in trial.command) == 1
 
 
 # -- called again ----------------------------------------------------------------------------------

@@ -103,6 +103,21 @@ def test_a_service_that_hangs_holds_nobody_up(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_a_service_that_was_slow_gets_what_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    fake = Fake(blocks=released)
+    use(monkeypatch, fake)
+    sink = WandbSink(tmp_path, RECORD, finish_seconds=30)
+    for step in range(10_050):  # more than it keeps
+        sink.write(step, {"losses/td": 1.0})
+    threading.Timer(0.2, released.set).start()
+    sink.close()
+    (run,) = fake.runs
+    assert run.finished and len(run.rows) >= 10_000
+
+
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

@@ -363,6 +363,7 @@ def test_bad_flags_exit_2_with_one_line(
     assert exit_code == 2, output
     assert message in output
     assert output.startswith("error: ") and output.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("script", ["va_atari", "va_minatar", "va_classic_control"])
@@ -400,7 +401,9 @@ def test_the_minatar_sweep_is_made_of_valid_commands(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(sys, "argv", ["x", *line.split()])
         config = parse({"default": script.Config()}, "default", "")
         seen.add((config.env_id, config.member, config.num_seeds >= 3))
-    assert len(seen) == len(lines) == 4 * len(FAMILY)
+    members = set(FAMILY) - {"va-raw"}  # which came after the comparison
+    assert len(seen) == len(lines) == 4 * len(members)
+    assert {member for _, member, _ in seen} == members
 
 
 def test_the_two_atari_scripts_differ_in_little_but_words() -> None:

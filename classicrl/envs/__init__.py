@@ -1,0 +1,1 @@
+"""Environments, several at a time, behind one interface: ``send``, then ``recv``."""

@@ -4,14 +4,13 @@
 lasts 4 emulator frames.
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from classicrl import watch
+from classicrl.cpus import available_cpus
 from classicrl.envs.atari_protocol import (
     FRAME_SKIP,
     OBS_SHAPE,
@@ -35,7 +34,6 @@ __all__ = [
     "AtariStep",
     "AtariVector",
     "atari_games",
-    "available_cpus",
     "make_atari",
 ]
 
@@ -202,13 +200,18 @@ class AtariVector:
         vars(self).pop("_envs", None)  # the threads are joined when their owner is freed
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the seed and the number of starts: the emulators themselves cannot be saved.
+        """Return seed, starts and steps so far: the emulators themselves cannot be saved.
 
         Not between send and recv.
         """
         if self._pending:
             raise RuntimeError("state_dict() between send() and recv(): receive the step first")
-        return {"env_id": self.env_id, "seed": self._seed, "starts": self._starts}
+        return {
+            "env_id": self.env_id,
+            "seed": self._seed,
+            "starts": self._starts,
+            "steps": self._stepping.steps,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Begin games that the saved run has not played; `observation` returns their first views.
@@ -221,39 +224,8 @@ class AtariVector:
             )
         self._seed = int(state["seed"])
         self._starts = int(state["starts"])
+        self._stepping.steps = int(state.get("steps", 0))  # not there in older checkpoints
         self.reset()
-
-
-def available_cpus(
-    membership: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
-) -> int:
-    """Count the CPUs this process may use: its affinity mask, cut by control-group quotas.
-
-    Quotas are read along `mount` from each group that the file `membership` names up to the root,
-    in either version of the kernel's interface; where the files are missing there is no quota.
-    """
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return cpus
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        group = mount / controllers / path.lstrip("/")
-        for folder in (group, *group.parents):
-            try:
-                if controllers:
-                    quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-                    period = (folder / "cpu.cfs_period_us").read_text()
-                else:
-                    quota, period = (folder / "cpu.max").read_text().split()
-            except (OSError, ValueError):
-                continue
-            if quota not in ("max", "-1"):
-                cpus = min(cpus, max(1, int(quota) // int(period)))
-    return cpus
 
 
 def _game_starts(info: dict[str, npt.NDArray[np.int32]]) -> npt.NDArray[np.int64]:

@@ -26,6 +26,7 @@ from classicrl.envs.gym_vector import (
     restore_plain_state,
 )
 from classicrl.errors import UserError
+from classicrl.types import NO_LIMIT
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class ContinuousVector:
         self.low, self.high = action.low.astype(np.float32), action.high.astype(np.float32)
         self.obs_size, self.action_size = observation.shape[0], action.shape[0]
         limit = None if first.spec is None else first.spec.max_episode_steps
-        self.max_episode_steps = limit or 2**31 - 1
+        self.max_episode_steps = limit or NO_LIMIT
         self._is_mujoco = _is_mujoco(first)
         self.dt = _control_period(first)
         self.weight = float("nan")
@@ -277,6 +278,7 @@ class ContinuousVector:
         return {
             "env_id": self.env_id,
             "starts": self._starts,
+            "steps": self._stepping.steps,
             "obs": self._obs.copy(),
             "envs": states,
         }
@@ -307,6 +309,7 @@ class ContinuousVector:
                 f"are {self.num_envs} of {self.env_id}: use the same"
             )
         self._starts = int(state["starts"])
+        self._stepping.steps = int(state.get("steps", 0))  # not there in older checkpoints
         self.resumed_exactly = False
         self.reset()
         if not state["envs"] or any(saved is None for saved in state["envs"]):

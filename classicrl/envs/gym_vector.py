@@ -18,6 +18,7 @@ from classicrl import watch
 from classicrl.envs import exploration
 from classicrl.envs.faults import Stepping
 from classicrl.errors import UserError
+from classicrl.types import NO_LIMIT
 
 _BOOLEANS = (bool, np.bool_)
 MINATAR_GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
@@ -107,7 +108,7 @@ class GymVector:
         self.obs_shape = observation.shape
         spec = self._envs[0].spec
         limit = None if spec is None else spec.max_episode_steps
-        self.max_episode_steps = limit or 2**31 - 1
+        self.max_episode_steps = limit or NO_LIMIT
         self._obs = np.zeros((num_envs, *self.obs_shape), dtype=self.obs_dtype)
         self.resumed_exactly = False
         self._started = False

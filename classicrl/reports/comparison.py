@@ -8,7 +8,6 @@ over seeds, and the half width of its 95% interval, 1.96 standard errors.
 import csv
 import io
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from importlib import resources
@@ -18,7 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from classicrl.errors import UserError
-from classicrl.reports.plots import DPI, protocol_in_words
+from classicrl.reports.plots import (
+    new_figure,
+    protocol_in_words,
+    require_plots,
+    save_figure,
+    write_caption,
+)
 from classicrl.reports.records import RunRecord, curve, on_common_range, read_run
 from classicrl.reports.reference import Entry
 from classicrl.reports.statistics import (
@@ -28,6 +33,7 @@ from classicrl.reports.statistics import (
     probability_of_improvement,
     stratified_bootstrap,
 )
+from classicrl.views.line_chart import short_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -270,13 +276,9 @@ def write_curves(
         UserError: if matplotlib is missing, there is nothing to draw, a run cannot be read, or the
             picture cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-    except ImportError as error:
-        raise UserError(
-            'plots need matplotlib, which is not installed: pip install "classicrl[plots]"'
-        ) from error
+    require_plots(out)
+    from matplotlib.lines import Line2D
+
     groups = _groups(entries)
     panels = [(key, game) for key, games in groups.items() for game in games]
     if not panels:
@@ -285,8 +287,7 @@ def write_curves(
     rows = math.ceil(len(panels) / columns)
     width, height = _PANEL_INCHES
     # The lines under the panels take about an inch.
-    size = (width * columns, height * rows + 1)
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    figure = new_figure(width * columns, height * rows + 1)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
@@ -308,13 +309,7 @@ def write_curves(
         fontsize=9,
     )
     _caption(figure, groups, columns)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", metadata=dict(metadata or {}))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(image.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write {out} ({error.strerror})") from error
+    save_figure(figure, out, metadata)
 
 
 def _colours_of(entries: Sequence[Entry]) -> dict[str, str]:
@@ -353,7 +348,7 @@ def _draw_panel(
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.set_xlim(0, 1.14 * total_steps)
-    axis.xaxis.set_major_formatter(lambda value, _: _short_number(value))
+    axis.xaxis.set_major_formatter(lambda value, _: short_number(value))
 
 
 def _title(game: str, key: tuple[int, str], groups: Groups) -> str:
@@ -361,7 +356,7 @@ def _title(game: str, key: tuple[int, str], groups: Groups) -> str:
     total_steps, variant = key
     words = [game]
     if len({steps for steps, _ in groups}) > 1:
-        words.append(f"{_short_number(total_steps)} steps")
+        words.append(f"{short_number(total_steps)} steps")
     if len({name for _, name in groups}) > 1:
         words.append(variant)
     return ", ".join(words)
@@ -381,8 +376,7 @@ def _caption(figure: "Figure", groups: Groups, columns: int) -> None:
             )
             panels_of.setdefault(seeds, []).append(_title(game, key, groups))
     lines += [f"Seeds in {', '.join(names)}: {seeds}." for seeds, names in panels_of.items()]
-    text = "\n".join(textwrap.fill(line, 80 * columns) for line in lines)
-    figure.supxlabel(text, fontsize=7.5, color="#444444", x=0.01, ha="left")
+    write_caption(figure, lines, 80 * columns)
 
 
 def _ranges(seeds: Sequence[int]) -> str:
@@ -394,9 +388,3 @@ def _ranges(seeds: Sequence[int]) -> str:
         else:
             runs.append([seed])
     return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
-
-
-def _short_number(value: float) -> str:
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:g}M"
-    return f"{value / 1e3:g}k" if abs(value) >= 1e3 else f"{value:g}"

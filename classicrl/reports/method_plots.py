@@ -25,7 +25,7 @@ from classicrl.reports.plots import (
     save_figure,
     write_caption,
 )
-from classicrl.reports.records import Array, RunRecord, group_runs
+from classicrl.reports.records import Array, RunRecord, curve, group_runs
 from classicrl.reports.statistics import (
     Estimate,
     interquartile_mean,
@@ -108,10 +108,12 @@ def scores_of(runs: Sequence[RunRecord]) -> Scores:
     seeds: dict[str, dict[str, list[int]]] = {}
     for group in group_runs(runs):
         task = f"{group.runs[0].env_id}, {group.runs[0].protocol}"
+        last = []
         for run in group.runs:
-            if not len(run.evaluations.get("mean_return", ())):
+            _, values = curve(run, "eval", "steps")
+            if not len(values):
                 raise UserError(f"{run.directory} has no evaluation yet: wait for one")
-        last = [float(run.evaluations["mean_return"][-1]) for run in group.runs]
+            last.append(float(values[-1]))
         returns.setdefault(group.label, {})[task] = np.array(last)
         seeds.setdefault(group.label, {})[task] = sorted(run.seed for run in group.runs)
     if not returns:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from classicrl.checkpoint import write_atomic
 from classicrl.envs.atari import PROTOCOLS
 from classicrl.errors import UserError
 from classicrl.reports.records import (
@@ -27,6 +28,7 @@ from classicrl.reports.statistics import (
     interquartile_mean,
     interval_from_std,
 )
+from classicrl.views.line_chart import short_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,7 +144,7 @@ def save_figure(figure: "Figure", out: Path, metadata: Mapping[str, str] | None 
     described = dict(metadata) if metadata and out.suffix == ".png" else None
     figure.savefig(image, format=out.suffix[1:], metadata=described)
     try:
-        out.write_bytes(image.getvalue())
+        write_atomic(out, image.getvalue())
     except OSError as error:
         raise UserError(f"cannot write {out} ({error.strerror}): choose another --out") from error
 
@@ -179,7 +181,7 @@ def _draw_panel(
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.set_xlim(left=0)
     if x != "hours":
-        axis.xaxis.set_major_formatter(lambda value, _: _short_number(value))
+        axis.xaxis.set_major_formatter(lambda value, _: short_number(value))
     if drawn:
         axis.legend(frameon=False, fontsize=9, loc="best")
     return drawn
@@ -354,9 +356,3 @@ def protocol_in_words(name: str) -> str:
             "scores are of whole games, unclipped",
         ]
     )
-
-
-def _short_number(value: float) -> str:
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:g}M"
-    return f"{value / 1e3:g}k" if abs(value) >= 1e3 else f"{value:g}"

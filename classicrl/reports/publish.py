@@ -4,7 +4,6 @@ import csv
 import errno
 import hashlib
 import io
-import json
 import os
 import re
 import shlex
@@ -15,10 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import safetensors.torch
 
-from classicrl.agent_file import MODEL_FILE
 from classicrl.checkpoint import load_model
 from classicrl.errors import UserError
-from classicrl.experiment import read_json
+from classicrl.experiment import MODEL_FILE, json_bytes, read_json
 from classicrl.reports.players import player_of
 from classicrl.reports.records import Array, RunRecord, read_run
 from classicrl.reports.reference import (
@@ -33,6 +31,8 @@ from classicrl.reports.statistics import bootstrap_interval, interval_from_std, 
 MAX_WEIGHTS_BYTES = 8 * 2**20
 MAX_METRICS_ROWS = 1_000
 
+_PATHS = ("init_from", "trunk")  # settings
+_KEPT_PARTS = 3  # <agent>/<environment>/seed<n>
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -114,12 +114,12 @@ def publish(
     software = {**record.get("versions", {}), **summary.get("versions", {})}
     texts: dict[str, bytes] = {
         "metrics.csv": _table(_thinned(run.metrics, MAX_METRICS_ROWS)),
-        "summary.json": _json_bytes(without_paths({**summary, "variant": variant})),
+        "summary.json": json_bytes(without_paths({**summary, "variant": variant})),
     }
     if run.evaluations:
         texts["evaluations.csv"] = _table(run.evaluations)
     if record:
-        texts["config.json"] = _json_bytes(without_paths(record))
+        texts["config.json"] = json_bytes(without_paths(record))
     try:
         total_steps = int(summary["total_steps"])
         recorded_weights = _weights_bytes(run, total_steps, weights)
@@ -134,7 +134,7 @@ def publish(
                 None if recorded_weights is None else Weights(MODEL_FILE, _sha256(recorded_weights))
             ),
             files={file: _sha256(data) for file, data in texts.items()},
-            command=command or command_of(run.agent, record),
+            command=command or command_of(run.agent, without_paths(record)),
             commit=software.get("commit"),
             seed=run.seed,
             total_steps=total_steps,
@@ -189,6 +189,8 @@ def command_of(agent: str, record: dict[str, Any]) -> str:
             continue
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            words += [f"--{flag}", *map(str, value)]
         else:
             words += [f"--{flag}", str(value)]
     return shlex.join(words)
@@ -263,17 +265,20 @@ def _table(columns: dict[str, Array]) -> bytes:
 
 
 def without_paths(record: dict[str, Any]) -> dict[str, Any]:
-    """A copy in which the run directory, wherever it is named, is null."""
-    return {
-        key: None
-        if key == "run_dir"
-        else without_paths(value)
-        if isinstance(value, dict)
-        else value
-        for key, value in record.items()
-        # Later changes of the configuration are in it already, and name directories too.
-        if key != "changes"
-    }
+    """A copy in which the run directory, wherever it is named, is null, and of other absolute paths
+    only the last parts are left, which say what they name and not where it lay."""
+
+    def shown(key: str, value: Any) -> Any:
+        if key == "run_dir":
+            return None
+        if isinstance(value, dict):
+            return without_paths(value)
+        if key in _PATHS and isinstance(value, str) and Path(value).is_absolute():
+            return "/".join(Path(value).parts[1:][-_KEPT_PARTS:])
+        return value
+
+    # Later changes of the configuration are in it already, and name directories too.
+    return {key: shown(key, value) for key, value in record.items() if key != "changes"}
 
 
 def _write_directory(path: Path, files: dict[str, bytes]) -> None:
@@ -292,10 +297,6 @@ def _write_directory(path: Path, files: dict[str, bytes]) -> None:
     except OSError:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-
-
-def _json_bytes(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def _sha256(data: bytes) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from classicrl.errors import UserError
-from classicrl.experiment import read_json
+from classicrl.experiment import MODEL_FILE, read_json
 from classicrl.loggers import read_csv
 
 XAxis = Literal["steps", "frames", "hours"]
@@ -23,8 +23,8 @@ Array = NDArray[np.float64]
 
 _GRID_POINTS = 300
 
-# Settings that say how a run was watched or where it ran, not what was learned. Runs that differ in
-# others are never averaged.
+# Settings that say how a run was watched or where it ran, not what was learned; all that scripts
+# mark with may_change are among them. Runs that differ in others are never averaged.
 _NOT_OF_THE_METHOD = {
     "preset",
     "env_id",
@@ -44,6 +44,16 @@ _NOT_OF_THE_METHOD = {
     "final_evaluation_episodes",
     "checkpoint_period_steps",
     "checkpoint_replay",
+    "video",
+    "cuda_graph",
+    "tf32",
+    "log_period_updates",
+    "evaluation_period_updates",
+    "evaluation_cubes",
+    "final_evaluation_cubes",
+    "evaluation_width",
+    "checkpoint_period_updates",
+    "report_period_steps",
     # The peers' names of the same.
     "eval_every_steps",
     "eval_episodes",
@@ -102,7 +112,7 @@ def read_run(directory: Path) -> RunRecord:
             "directory of a seed, beside it"
         )
     # A run that is not finished says some things in its model file only.
-    known = {**card_of_model(directory / "model.safetensors"), **config, **summary}
+    known = {**card_of_model(directory / MODEL_FILE), **config, **summary}
     agent = known.get("agent")
     if not isinstance(agent, str) or not isinstance(known.get("env_id"), str):
         raise UserError(
@@ -225,6 +235,9 @@ def curve(run: RunRecord, metric: str, x: XAxis) -> tuple[Array, Array]:
     """
     if metric == "eval":
         table, column = run.evaluations, "mean_return"
+        if table and column not in table:
+            names = ", ".join(name for name in table if name != "step")
+            raise UserError(f"{run.directory} has evaluations without a return; they have {names}")
     elif metric in run.evaluations:
         table, column = run.evaluations, metric
     else:

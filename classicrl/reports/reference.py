@@ -6,9 +6,9 @@
         config.json, metrics.csv (thinned), evaluations.csv, summary.json, model.safetensors
 
 A result holds if its files are those that were published (SHA-256) and its weights, played again,
-score within the interval that :func:`classicrl.statistics.replay_interval` makes of the recorded
-games. The same seed plays the same games up to the rounding of another processor; other seeds play
-others.
+score within the interval that :func:`~classicrl.reports.statistics.replay_interval` makes of the
+recorded games. The same seed plays the same games up to the rounding of another processor; other
+seeds play others.
 """
 
 import dataclasses
@@ -22,8 +22,6 @@ from classicrl.checkpoint import write_atomic
 from classicrl.errors import UserError
 from classicrl.experiment import read_json
 from classicrl.reports.players import player_of
-
-DEFAULT_INDEX = Path("runs/reference/index.json")
 
 
 @dataclasses.dataclass(frozen=True)

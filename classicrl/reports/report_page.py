@@ -17,7 +17,7 @@ import numpy as np
 
 from classicrl.checkpoint import write_atomic
 from classicrl.errors import UserError
-from classicrl.experiment import read_json
+from classicrl.experiment import MODEL_FILE, read_json
 from classicrl.reports.plots import protocol_in_words
 from classicrl.reports.publish import command_of
 from classicrl.reports.records import Array, card_of_model, read_curves
@@ -131,7 +131,7 @@ def read_files(directory: Path) -> RunFiles:
     summary = read("summary.json", read_json)
     metrics = read("metrics.csv", read_curves)
     evaluations = read("evaluations.csv", read_curves)
-    card = card_of_model(directory / "model.safetensors")
+    card = card_of_model(directory / MODEL_FILE)
     if not (record or summary or metrics or evaluations or card):
         why = f": {problems[0]}" if problems else ": name one that a script of agents/ has written"
         raise UserError(f"{directory} holds nothing of a run that can be read{why}")

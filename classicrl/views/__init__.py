@@ -1,1 +1,1 @@
-"""Pictures that a person looks at: solved puzzles as pages, animations and terminal text."""
+"""What a person looks at: pages, curves, and solved cubes as animations and terminal text."""

@@ -1,4 +1,5 @@
-"""Exploration that can be seen: rooms visited, and the bonus drawn under the game.
+"""Playing a policy without learning, to see how it explores: rooms visited, and the bonus drawn
+under the game.
 
 The games are played by single emulators, whose memory can be read: where the agent stands is a byte
 of it in some games.
