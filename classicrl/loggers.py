@@ -36,6 +36,9 @@ _BINS = [-edge for edge in reversed(_UPWARDS)] + [0.0] + _UPWARDS  # TensorBoard
 class CsvLog:
     """A CSV file, ``step`` first, flushed at every row. Its first row fixes the columns.
 
+    Where a file is continued by a version that logs other figures, its columns are kept, empty from
+    then on where nothing of that name is logged, and new ones are added, empty in the rows before.
+
     Args:
         path: of the file; an existing one is continued.
         resume_step: rows of later steps are dropped.
@@ -51,6 +54,7 @@ class CsvLog:
         kept = [row for row in rows if _step_of(row, path) <= resume_step]
         # Without rows there are no columns either: a later version may write others.
         self._columns = tuple(header) if kept else ()
+        self._path, self._names = path, frozenset[str]()  # of what is logged since it was opened
         text = "".join(",".join(row) + "\n" for row in [header, *kept]) if kept else ""
         write_atomic(path, text.encode())
         self._file = path.open("ab", buffering=0)
@@ -60,18 +64,37 @@ class CsvLog:
         """Appends one row. What a full disk refuses is kept and written with the next row.
 
         Raises:
-            ValueError: if the names are not those of the first row.
+            ValueError: if there are no names, or others than in the first row since the file was
+                opened.
         """
+        if not metrics:
+            raise ValueError("a row needs at least one figure")
         text = ""
         if not self._columns:
             self._columns = ("step", *metrics)
             text = ",".join(self._columns) + "\n"
-        if set(metrics) != set(self._columns[1:]):
-            raise ValueError(f"columns are {self._columns[1:]}, got {tuple(metrics)}")
-        cells = [str(step), *(_short(metrics[name]) for name in self._columns[1:])]
+        if not self._names:
+            self._names = frozenset(metrics)
+            self._add_columns([name for name in metrics if name not in self._columns])
+        if metrics.keys() != self._names:
+            raise ValueError(f"columns are {sorted(self._names)}, got {tuple(metrics)}")
+        cells = [_short(metrics.get(name, math.nan)) for name in self._columns[1:]]
+        cells.insert(0, str(step))
         self._unwritten += (text + ",".join(cells) + "\n").encode()
         with contextlib.suppress(OSError):
             self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+
+    def _add_columns(self, names: Sequence[str]) -> None:
+        """Writes the file again with empty columns of these names; not while the disk is full."""
+        if not names:
+            return
+        header, rows = _whole_rows(self._path)
+        lines = [[*header, *names], *([*row, *[""] * len(names)] for row in rows)]
+        with contextlib.suppress(OSError):
+            write_atomic(self._path, "".join(",".join(line) + "\n" for line in lines).encode())
+            self._file.close()
+            self._file = self._path.open("ab", buffering=0)
+            self._columns = (*self._columns, *names)
 
     def close(self) -> None:
         """Closes the file."""

@@ -61,13 +61,43 @@ def test_other_names_than_the_first_rows_are_refused(
     tmp_path: Path, metrics: dict[str, float]
 ) -> None:
     path = tmp_path / "m.csv"
-    write_rows(path, 1)
+    log = CsvLog(path)
+    log.write(1, {"b": 1.25, "a": -1.0})
     before = path.read_text()
-    log = CsvLog(path, 1)
-    with pytest.raises(ValueError, match="columns are"):
+    with pytest.raises(ValueError, match=r"columns are|at least one"):
         log.write(2, metrics)
     log.close()
     assert path.read_text() == before
+
+
+def test_a_version_that_logs_other_figures_goes_on_in_the_same_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    write_rows(path, 1, 2)  # b and a
+    log = CsvLog(path, 2)
+    log.write(3, {"c": 7.0, "a": 0.5})
+    log.write(4, {"c": 8.0, "a": 0.25})
+    log.close()
+    assert path.read_text() == "step,b,a,c\n1,1.25,-1.0,\n2,2.25,-0.5,\n3,,0.5,7.0\n4,,0.25,8.0\n"
+    log = CsvLog(path, 3)  # again, with one column alone: nothing is added
+    log.write(5, {"b": 1.0})
+    log.close()
+    assert path.read_text().splitlines()[3:] == ["3,,0.5,7.0", "5,1.0,,"]
+
+
+def test_columns_that_a_full_disk_has_no_room_for_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.csv"
+    write_rows(path, 1)
+    log = CsvLog(path, 1)
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("classicrl.loggers.write_atomic", full)
+    log.write(2, {"c": 7.0, "a": 0.5})
+    log.close()
+    assert path.read_text() == "step,b,a\n1,1.25,-1.0\n2,,0.5\n"
 
 
 def test_resume_drops_later_rows_and_goes_on(tmp_path: Path) -> None:

@@ -307,10 +307,11 @@ def test_figures_that_are_no_table_are_named(
     directory = Path(shutil.copytree(pristine, tmp_path / "run"))
     table = directory / agent.results[0] / "metrics.csv"
     table.write_bytes(text)
-    if message is None:  # other columns than this version writes: a programming error, not damage
-        with pytest.raises(ValueError, match="columns are"):
-            agent.run(directory)
-        tally.count("figures of other columns: named")
+    if message is None:  # other columns than this version writes: those of an earlier one
+        agent.run(directory)
+        header, first, *_ = table.read_text().splitlines()
+        assert header.startswith("step,loss,") and first.startswith("20,,")
+        tally.count("figures of other columns: goes on")
         return
     with pytest.raises(UserError) as caught:
         agent.run(directory)
