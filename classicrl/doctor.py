@@ -28,7 +28,6 @@ EXTRAS = {  # extra -> its distributions
     "minatar": ("minatar",),
     "mujoco": ("mujoco",),
     "plots": ("matplotlib",),
-    "video": ("imageio", "imageio-ffmpeg"),
     "sweep": ("ray",),
     "slurm": ("submitit",),
     "wandb": ("wandb",),
