@@ -25,6 +25,7 @@ MODULES = (
     "report",
     "atari_dqn",
     "beside_deepxube",
+    "control_comparison",
     "cube_solver",
     "linear_layers",
     "ppo_rnd_atari",
