@@ -72,7 +72,6 @@ class Learned(NamedTuple):
     score: Array  # [E], mean return of an evaluation's episodes
     figures: dict[str, Array]  # of FIGURES, [E] each; NaN where nothing is known
     num_updates: int
-    num_parameters: int
 
 
 def read_runs(config: Config) -> dict[str, list[Learned]]:
@@ -100,7 +99,6 @@ def read_runs(config: Config) -> dict[str, list[Learned]]:
                 table["mean_return"],
                 {name: table.get(name, unknown) for name in FIGURES},
                 int(summary["num_updates"]),
-                int(summary["num_parameters"]),
             )
         )
     if not agents:
@@ -132,10 +130,9 @@ def returns_table(agents: Mapping[str, Sequence[Learned]], config: Config) -> Ta
         rows.append(
             (
                 agent,
-                f"{runs[0].num_parameters:,}",
                 f"{runs[0].num_updates:,}",
                 ", ".join(f"{run.score[-1]:,.0f} ({run.seed})" for run in runs),
-                f"{np.mean(final):,.0f} [{low:,.0f}, {high:,.0f}]",
+                f"{np.mean(final):,.0f}" + (f" [{low:,.0f}, {high:,.0f}]" if len(runs) > 1 else ""),
                 f"{np.mean([run.score.mean() for run in runs]):,.0f}",
                 f"{np.mean([run.score.max() for run in runs]):,.0f}",
             )
@@ -144,7 +141,6 @@ def returns_table(agents: Mapping[str, Sequence[Learned]], config: Config) -> Ta
         f"{config.env_id}, {config.total_steps:,} steps",
         (
             "agent",
-            "parameters",
             "updates",
             "return at the end (seed)",
             "mean over seeds",
@@ -153,8 +149,8 @@ def returns_table(agents: Mapping[str, Sequence[Learned]], config: Config) -> Ta
         ),
         rows,
         (
-            "Brackets: 95% interval of the mean, bootstrapped over so few seeds that it is hardly "
-            "more than their range. *All evaluations* is the mean over the whole training, "
+            "Brackets: the 95% interval of the mean, bootstrapped over so few seeds that it is "
+            "hardly more than their range. *All evaluations* is the mean over the whole training, "
             "*best evaluation* the mean over seeds of each one's highest.",
         ),
     )

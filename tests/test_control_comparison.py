@@ -30,7 +30,7 @@ def learned(comparison: Any, seed: int, scores: list[float], rates: list[float])
     figures = {name: np.full(len(scores), np.nan) for name in comparison.FIGURES}
     figures["action_rate"] = np.array(rates)
     steps = np.array(STEPS[: len(scores)], dtype=np.float64)
-    return comparison.Learned("a b", seed, steps, np.array(scores), figures, 7, 5)
+    return comparison.Learned("a b", seed, steps, np.array(scores), figures, 7)
 
 
 def test_the_matched_return_is_what_every_run_has_reached(comparison: Any) -> None:
@@ -72,7 +72,7 @@ def publish(root: Path, agent: str, seed: int, scores: list[float], steps: list[
     columns = {"step": steps, "mean_return": scores, "action_rate": [2.0] * len(steps)}
     write_table(root / path / "evaluations.csv", columns)
     summary = {"agent": agent, "env_id": "Some-v0", "protocol": "control", "seed": seed}
-    summary |= {"variant": "small", "num_updates": 60, "num_parameters": 1_234}
+    summary |= {"variant": "small", "num_updates": 60}
     (root / path / "summary.json").write_text(json.dumps(summary))
     scored = RecordedEvaluation(1.0, (0.0, 2.0), (0.0, 2.0), 5, 0.0, 0, 9)
     return Entry(
@@ -122,7 +122,8 @@ def test_the_page_is_written_from_the_index(comparison: Any, tmp_path: Path) -> 
     comparison.main(config)
     page = config.docs.read_text()
     assert page.startswith("before\n") and page.endswith("\nend")
-    assert "| ours small | 1,234 | 60 | 60 (0), 40 (4) | 50 [40, 60] |" in page
+    assert "| ours small | 60 | 60 (0), 40 (4) | 50 [40, 60] |" in page
+    assert "| peer small | 60 | 10 (0) | 10 |" in page
     assert "where the return is nearest to 20" in page  # the best of `peer`
     assert "longer" not in page
     assert config.picture.stat().st_size > 1_000
