@@ -1,7 +1,11 @@
-"""Speed and size of two replays of stacked frames: classicrl's and stable-baselines3's.
+"""Speed and size of two replays of stacked frames, classicrl's and stable-baselines3's, and what a
+draw by age costs in Symphony's replay.
 
-All are given the same stream of transitions, made before anything is timed, and are full when the
-timing begins. What each of them takes in and hands out is in docs/performance.md.
+The replays of frames are given the same stream of transitions, made before anything is timed, and
+are full when the timing begins. What each of them takes in and hands out is in docs/performance.md.
+
+Draws by age are timed at several capacities, and at each with nothing but the warm-up's virtual
+copies, half renewed, and gone round more than once, next to uniform draws of the same rows.
 
     python benchmarks/replay.py --threads 2 --json benchmarks/results/my-machine.json
 
@@ -11,6 +15,7 @@ Each rate is measured several times, the replays in turn.
 import dataclasses
 import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -24,10 +29,16 @@ from classicrl.command_line import exit_with, require_positive
 from classicrl.errors import UserError
 from classicrl.machine import available_memory, choose_device, set_threads
 from classicrl.replay import ReplayBuffer, replay_nbytes
+from classicrl.replay.fading import FadingReplay, FadingSampler
+from classicrl.replay.samplers import UniformSampler
 
 STACK = 4
 FRAME_SHAPE = (84, 84)
 NUM_ACTIONS = 6
+# Hopper's: a row of 27 numbers.
+FADING_OBS_SIZE, FADING_ACTION_SIZE = 11, 3
+FADING_STATES = {"the warm-up alone": 0.0, "half renewed": 0.5, "gone round 4/3 times": 4 / 3}
+"""Transitions written after the warm-up, in capacities."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +58,12 @@ class Config:
     """CPU threads of torch; 0: all that this process may use."""
     peer: Literal["sb3", "none"] = "sb3"
     """none: measure classicrl alone."""
+    fading_capacities: tuple[int, ...] = (8_192, 65_536, 524_288)
+    """Slots of the replays that are drawn from by age; () leaves that out."""
+    fading_batch_size: int = 384
+    """Transitions per draw by age."""
+    fading_replication: int = 32
+    """Copies of the warm-up that each of them begins with; divides every capacity."""
     repeats: int = 7
     """How often everything is measured."""
     add_calls: int = 2_000
@@ -216,10 +233,86 @@ def make_replays(config: Config, device: torch.device) -> list[Replay]:
     return replays
 
 
+def measure_fading(config: Config, device: torch.device) -> list[dict[str, Any]]:
+    """Times draws by age beside uniform ones; a record per capacity and state."""
+    records = []
+    size, rng = config.fading_batch_size, np.random.default_rng(config.seed)
+    calls = -(-config.sampled // size)
+    for capacity in config.fading_capacities:
+        warmup_steps = capacity // config.fading_replication
+        replay = FadingReplay(
+            FADING_OBS_SIZE,
+            FADING_ACTION_SIZE,
+            warmup_steps=warmup_steps,
+            replication=config.fading_replication,
+            device=device,
+            seed=config.seed,
+        )
+        _write_random(replay, warmup_steps, rng)
+        replay.finish_warmup()
+        for state, rounds in FADING_STATES.items():
+            _write_random(replay, int(rounds * capacity) - replay.num_writes, rng)
+            # The virtual ring stands for as many items as it has slots, whatever was written. A
+            # sampler of ages depends on their number alone.
+            jobs = {
+                "fading": lambda ring=replay: ring.rows_of_ranks(ring.sample_ranks(size)),
+                "uniform": lambda n=capacity: torch.randint(n, (size,), device=device),
+                "fading batch": lambda ring=replay: ring.sample(size),
+                "uniform batch": functools.partial(_uniform_batch, replay, size),
+                "fading ages": functools.partial(FadingSampler(), rng, capacity, size),
+                "uniform ages": functools.partial(UniformSampler(), rng, capacity, size),
+            }
+            repeated = [functools.partial(_repeat, job, calls) for job in jobs.values()]
+            alternately(repeated, device, 1)  # warm-up
+            timings = alternately(repeated, device, config.repeats)
+            records.append(
+                {
+                    "capacity": capacity,
+                    "state": state,
+                    "num_writes": replay.num_writes,
+                    "calls": calls,
+                    "jobs": {
+                        name: by_kind(timing) for name, timing in zip(jobs, timings, strict=True)
+                    },
+                }
+            )
+            print(f"draws by age: {capacity:,} slots, {state}", flush=True)
+    return records
+
+
+def _write_random(replay: FadingReplay, count: int, rng: np.random.Generator) -> None:
+    """Random transitions, one in 200 of them terminal."""
+    for begin in range(0, count, 1_024):
+        n = min(1_024, count - begin)
+        replay.add(
+            rng.standard_normal((n, FADING_OBS_SIZE)),
+            rng.uniform(-1.0, 1.0, (n, FADING_ACTION_SIZE)),
+            rng.standard_normal(n),
+            rng.random(n) < 0.005,
+            rng.standard_normal((n, FADING_OBS_SIZE)),
+        )
+
+
+def _uniform_batch(replay: FadingReplay, size: int) -> torch.Tensor:
+    """As :meth:`FadingReplay.sample`, with every slot equally likely."""
+    ranks = torch.randint(replay.capacity, (size,), device=replay.device)
+    return replay._rows.index_select(0, replay.rows_of_ranks(ranks))
+
+
+def _repeat(job: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        job()
+
+
 def measure(config: Config) -> dict[str, Any]:
     """Measures everything; returns the result as it is kept in JSON."""
     device = choose_device(config.device)
     set_threads(config.threads)
+    if any(n % config.fading_replication or n < 1 for n in config.fading_capacities):
+        raise UserError(
+            f"--fading-capacities {config.fading_capacities} must be positive multiples of "
+            f"--fading-replication {config.fading_replication}"
+        )
     stack_nbytes = replay_nbytes(config.capacity, (STACK, *FRAME_SHAPE))
     needed = stack_nbytes // STACK + (3 * stack_nbytes if config.peer == "sb3" else 0)
     if needed > available_memory(torch.device("cpu")):
@@ -263,7 +356,12 @@ def measure(config: Config) -> dict[str, Any]:
             "num_transitions": replay.num_transitions(),
             **{name: by_kind(timings[name][i]) for name in jobs},
         }
-    return {**origin(config, device), "per_repeat": per_repeat, "replays": records}
+    return {
+        **origin(config, device),
+        "per_repeat": per_repeat,
+        "replays": records,
+        "fading": measure_fading(config, device),
+    }
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -301,8 +399,45 @@ def tables(result: dict[str, Any]) -> list[Table]:
             tuple(header),
             rows,
             ("A ratio above 1 is in favour of classicrl.",) if peers else (),
-        )
+        ),
+        *([fading_table(result)] if result.get("fading") else []),
     ]
+
+
+def fading_table(result: dict[str, Any]) -> Table:
+    """Microseconds of a draw by age, and how many times a uniform one that is."""
+    config = result["config"]
+    rows = []
+    for record in result["fading"]:
+        cells = [f"{record['capacity']:,}, {record['state']}"]
+        for kind in ("", " batch", " ages"):
+            own, uniform = (
+                [1e6 * s / record["calls"] for s in record["jobs"][name + kind]["wall_seconds"]]
+                for name in ("fading", "uniform")
+            )
+            cells += [spread(own, 1), spread(ratios(own, uniform), 2)]
+        rows.append(tuple(cells))
+    return Table(
+        f"Draws of {config['fading_batch_size']} by age, {result['threads']} threads, on "
+        f"{result['device']}: microseconds, median (range) of {config['repeats']} repeats",
+        (
+            "slots",
+            "which rows",
+            "to uniform",
+            "batch of them",
+            "to uniform",
+            "`FadingSampler`",
+            "to uniform",
+        ),
+        rows,
+        (
+            "Which rows: `FadingReplay`, one search in a table of cumulative probabilities; "
+            "uniform: torch's `randint`. A batch gathers rows of "
+            f"{2 * FADING_OBS_SIZE + FADING_ACTION_SIZE + 2} numbers besides. `FadingSampler` "
+            "draws ages for the other replay on the CPU, next to `UniformSampler`; it keeps no "
+            "table, and its cost does not depend on what was written.",
+        ),
+    )
 
 
 def main(config: Config) -> dict[str, Any]:

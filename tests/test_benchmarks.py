@@ -25,6 +25,7 @@ MODULES = (
     "report",
     "atari_dqn",
     "beside_deepxube",
+    "control_comparison",
     "cube_solver",
     "linear_layers",
     "ppo_rnd_atari",
@@ -86,6 +87,9 @@ def tiny_replay(**settings: Any) -> Any:
         sampled=20,
         stream_steps=40,
         episode_steps=9,
+        fading_capacities=(12, 30),
+        fading_batch_size=7,
+        fading_replication=3,
         **settings,
     )
 
@@ -149,13 +153,57 @@ def test_replay_of_classicrl_alone(tmp_path: Path) -> None:
     # A ninth of the transitions or so need a row for their last observation too.
     assert 7_072 * 1.05 < record["nbytes"] / record["num_transitions"] < 7_072 * 1.4
     assert result["per_repeat"] == {"add": 33, "sample 5": 20, "sample 7": 21}
-    (table,) = replay.tables(result)
+    table, fading = replay.tables(result)
     assert [row[0] for row in table.rows] == [
         "added, 3 at once",
         "sampled, 5 at once",
         "sampled, 7 at once",
         "bytes per transition",
     ]
+    records = result["fading"]
+    assert [(r["capacity"], r["num_writes"]) for r in records] == [
+        *((12, 0), (12, 6), (12, 16)),
+        *((30, 0), (30, 15), (30, 40)),
+    ]
+    assert all(record["calls"] == 3 for record in records)  # 20 draws, 7 at once
+    assert [row[0].partition(",")[0] for row in fading.rows] == ["12"] * 3 + ["30"] * 3
+    del result["fading"]  # as results of earlier versions are
+    assert replay.tables(result) == [table]
+
+
+def test_fading_table_by_hand() -> None:
+    def timing(*seconds: float) -> dict[str, list[float]]:
+        return {"wall_seconds": list(seconds)}
+
+    record = {
+        "capacity": 8_192,
+        "state": "half renewed",
+        "calls": 4,
+        "jobs": {
+            "fading": timing(8e-6, 24e-6),
+            "uniform": timing(4e-6, 4e-6),
+            "fading batch": timing(40e-6, 40e-6),
+            "uniform batch": timing(20e-6, 80e-6),
+            "fading ages": timing(4e-6, 4e-6),
+            "uniform ages": timing(1e-6, 1e-6),
+        },
+    }
+    settings = {"fading_batch_size": 5, "repeats": 2}
+    result = {"config": settings, "threads": 1, "device": "cpu", "fading": [record]}
+    (row,) = load("replay").fading_table(result).rows
+    assert row == (
+        "8,192, half renewed",
+        *("4.0 (2.0-6.0)", "4.00 (2.00-6.00)"),
+        *("10.0 (10.0-10.0)", "1.25 (0.50-2.00)"),
+        *("1.0 (1.0-1.0)", "4.00 (4.00-4.00)"),
+    )
+
+
+def test_capacities_that_copies_of_a_warm_up_do_not_fill() -> None:
+    replay = load("replay")
+    config = dataclasses.replace(tiny_replay(peer="none"), fading_capacities=(30, 31))
+    with pytest.raises(UserError, match="multiples of --fading-replication 3"):
+        replay.measure(config)
 
 
 def test_profile_of_an_update(tmp_path: Path) -> None:

@@ -211,6 +211,24 @@ def test_evaluation_is_deterministic_and_counts_first_episodes() -> None:
     assert stopped.play(2) is None
 
 
+@pytest.mark.parametrize("error", [AttributeError("no glGetError"), RuntimeError("invalid value")])
+def test_a_library_for_drawing_that_is_missing(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MuJoCo loads it when it is imported, and says what PyOpenGL happens to say."""
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(gymnasium, "make", make)
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    with pytest.raises(UserError, match=f"with MUJOCO_GL=osmesa .{error}.: unset it"):
+        ContinuousVector("Pendulum-v1", 1, seeds=0)
+    monkeypatch.delenv("MUJOCO_GL")
+    with pytest.raises(type(error)):  # that has another cause
+        ContinuousVector("Pendulum-v1", 1, seeds=0)
+
+
 @needs_mujoco
 def test_a_gif_or_one_clear_line(tmp_path: Path) -> None:
     def policy(obs: Any) -> Any:

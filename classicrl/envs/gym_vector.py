@@ -7,6 +7,7 @@ same step, and its true last observation is handed out, so a time limit can be b
 """
 
 import difflib
+import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -282,6 +283,16 @@ def make_gym(
         )
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         raise UserError(f"{env_id} needs a package that is not installed: {error}") from error
+    except (AttributeError, RuntimeError) as error:
+        # MuJoCo loads the library for drawing when it is imported; one that is missing, or a name
+        # that it does not know, ends there, whether anything shall be drawn or not.
+        library = os.environ.get("MUJOCO_GL")
+        if library is None:
+            raise
+        raise UserError(
+            f"{env_id} cannot be made with MUJOCO_GL={library} ({error}): unset it, or name a "
+            "library that is there, egl or osmesa"
+        ) from error
 
 
 def _register_minatar(env_id: str) -> None:
