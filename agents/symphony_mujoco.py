@@ -418,13 +418,6 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         track=config.track,
     )
 
-    def check_finite() -> None:
-        if not all(math.isfinite(mean) for mean in means.peek().values()):
-            raise RunFailure(
-                f"the loss became NaN or infinite by step {count.step:,}; the last good checkpoint "
-                f"stands in {run.directory}: start anew with a lower --learning-rate"
-            )
-
     def gain_of_policy() -> torch.Tensor | None:
         """0 for environments in which only noise shall act now, ``[N, 1]``."""
         if not config.end_noise_only:
@@ -484,7 +477,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 count.updates += N * G
 
             if crossings(before, after, config.log_period_steps):
-                check_finite()
+                state.require_finite(means.peek().values())
                 mean = means.pop()
                 reward_scale = replay.reward_scale or math.nan
                 row = {
@@ -509,10 +502,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             if crossings(before, after, PROGRESS_PERIOD_STEPS):
                 progress.update(after, shown)
             if crossings(before, after, config.checkpoint_period_steps):
-                check_finite()
+                state.require_finite(means.peek().values())
                 state.save()
 
-        check_finite()
+        state.require_finite(means.peek().values())
         state.save(last=True)
         log.flush()
         if stop:
