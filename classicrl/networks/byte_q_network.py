@@ -9,6 +9,10 @@ from torch.nn import functional
 
 from classicrl.networks.linear import Linear
 
+# States that a CPU takes at a time where nothing is learned from them. Above 32 MB of embeddings
+# the C library asks the system for every tensor anew, and each of its pages costs a fault.
+_CPU_PORTION = 2_048
+
 
 class ByteQNetwork(nn.Module):
     """Byte states -> Q-values: embedding, a narrowing layer, residual blocks, an output layer.
@@ -65,13 +69,16 @@ class ByteQNetwork(nn.Module):
         nn.init.constant_(self.head.bias, mean_output)
 
     def forward(self, states: Tensor) -> Tensor:
+        if len(states) > _CPU_PORTION and not (states.is_cuda or torch.is_grad_enabled()):
+            return torch.cat([self(portion) for portion in states.split(_CPU_PORTION)])
         rows = states + self.offsets  # [B, S] int64
         # bf16 while training on CUDA only: many CPUs crawl with it, and searches compare values
         # that it would round to the same.
         narrow = states.is_cuda and torch.is_grad_enabled()
         with torch.autocast("cuda", torch.bfloat16) if narrow else nullcontext():
-            x = torch.relu(self._embed(rows) + self.embedding_bias)
-            x = torch.relu(self.narrow(x))  # [B, H]
+            # In place: a second tensor of this size costs more than what is done to the first.
+            x = self._embed(rows).add_(self.embedding_bias).relu_()  # [B, E]
+            x = self.narrow(x).relu_()  # [B, H]
             for block in self.blocks:
                 x = block(x)
         q: Tensor = self.head(x.float())  # float32: bf16 cannot tell 20.0 from 20.1
@@ -94,4 +101,4 @@ class _Block(nn.Module):
         self.second = Linear(size, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(x + self.second(torch.relu(self.first(x))))
+        return self.second(self.first(x).relu_()).add_(x).relu_()
