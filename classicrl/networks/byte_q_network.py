@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,13 @@ from classicrl.networks.linear import Linear
 # States that a CPU takes at a time where nothing is learned from them. Above 32 MB of embeddings
 # the C library asks the system for every tensor anew, and each of its pages costs a fault.
 _CPU_PORTION = 2_048
+
+# Where a processor multiplies bfloat16 itself, searches use it: sums stay float32, and Q of the
+# shipped networks moves by about 0.01 (tests/test_byte_q_network.py). Others crawl with it.
+_CAPABILITIES: dict[str, Any] = getattr(
+    torch.cpu, "get_capabilities", dict
+)()  # not in every release of torch
+_CPU_HAS_BF16 = any(_CAPABILITIES.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 class ByteQNetwork(nn.Module):
@@ -70,28 +78,32 @@ class ByteQNetwork(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         if len(states) > _CPU_PORTION and not (states.is_cuda or torch.is_grad_enabled()):
-            return torch.cat([self(portion) for portion in states.split(_CPU_PORTION)])
+            return torch.cat([self(portion) for portion in torch.split(states, _CPU_PORTION)])
         rows = states + self.offsets  # [B, S] int64
-        # bf16 while training on CUDA only: many CPUs crawl with it, and searches compare values
-        # that it would round to the same.
+        embedding: Tensor = self.embedding
+        if torch.is_inference_mode_enabled() and not states.is_cuda and _CPU_HAS_BF16:
+            embedding = embedding.bfloat16()  # all layers but the last then follow it
+        # On CUDA, while training only: searches there have time for float32.
         narrow = states.is_cuda and torch.is_grad_enabled()
         with torch.autocast("cuda", torch.bfloat16) if narrow else nullcontext():
             # In place: a second tensor of this size costs more than what is done to the first.
-            x = self._embed(rows).add_(self.embedding_bias).relu_()  # [B, E]
+            x = self._embed(rows, embedding)  # [B, E]
+            x = x.add_(self.embedding_bias.to(x.dtype)).relu_()
             x = self.narrow(x).relu_()  # [B, H]
             for block in self.blocks:
                 x = block(x)
         q: Tensor = self.head(x.float())  # float32: bf16 cannot tell 20.0 from 20.1
         return q  # [B, A]
 
-    def _embed(self, rows: Tensor) -> Tensor:
-        """The sum of rows [B, S] of the embedding: [B, E]."""
+    @staticmethod
+    def _embed(rows: Tensor, embedding: Tensor) -> Tensor:
+        """The sum of rows [B, S] of the embedding [R, E]: [B, E]."""
         if not rows.is_cuda:
-            return functional.embedding_bag(rows, self.embedding, mode="sum")
+            return functional.embedding_bag(rows, embedding, mode="sum")
         # On a GPU the gradients of all states would be added to so few rows one after another. The
         # rows of a state differ, so their sum is also a product with a vector of zeros and ones.
-        hot = torch.zeros(len(rows), len(self.embedding), device=rows.device)
-        return hot.scatter_(1, rows, 1.0) @ self.embedding
+        hot = torch.zeros(len(rows), len(embedding), device=rows.device)
+        return hot.scatter_(1, rows, 1.0) @ embedding
 
 
 class _Block(nn.Module):
@@ -101,4 +113,5 @@ class _Block(nn.Module):
         self.second = Linear(size, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x).relu_()).add_(x).relu_()
+        added: Tensor = self.second(self.first(x).relu_())
+        return added.add_(x).relu_()

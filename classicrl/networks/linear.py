@@ -34,9 +34,14 @@ _HAS_ONEDNN = _has_onednn()
 
 
 class Linear(nn.Linear):
-    """``nn.Linear``: float ``[..., in_features] -> [..., out_features]``."""
+    """``nn.Linear``: float ``[..., in_features] -> [..., out_features]``.
+
+    On a CPU a bfloat16 input is multiplied, and answered, in bfloat16.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            return functional.linear(x, self.weight.bfloat16(), self.bias.bfloat16())
         flat = x.flatten(0, -2)
         if not _for_onednn(flat, self.weight):
             return functional.linear(x, self.weight, self.bias)
