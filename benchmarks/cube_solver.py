@@ -54,6 +54,8 @@ class Config:
     """Solve only so many of them, and the rest another time."""
     actions: Literal[12, 156, 1884] = 12
     """Of the network."""
+    network: Path | None = None
+    """A model file. Default: the one in the package."""
     preset: Literal["fast", "best"] = "fast"
     """As of qstar_cube3_solve.py."""
     batch_size: int | None = None
@@ -75,10 +77,17 @@ class Config:
 def command_of(config: Config) -> str:
     """What solves the same cubes by the script."""
     words = [f"--actions {config.actions}"] if config.actions != 12 else []
+    words += [f"--network {relative(config.network)}"] if config.network is not None else []
     words += [f"--preset {config.preset}"] if config.preset != "fast" else []
     words += [f"--batch-size {config.batch_size}"] if config.batch_size is not None else []
     words += ["--threads 1"] if config.threads == 1 else []
     return " ".join([*words, f"--random {config.random} --seed {config.seed}"])
+
+
+def relative(path: Path) -> Path:
+    """As seen from the repository, where it lies in it."""
+    path = path.resolve()
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def measure(config: Config, name: str) -> None:
@@ -102,7 +111,7 @@ def measure(config: Config, name: str) -> None:
     cubes: list[dict[str, Any]] = read_json(path)["cubes"] if path.exists() else []
     starts = Cube3(12).random_states(config.random, torch.Generator().manual_seed(config.seed))
     solver = CubeSolver(
-        load_network(shipped_network(config.actions), device),
+        load_network(config.network or shipped_network(config.actions), device),
         # On a machine that has other work, time on the clock is no limit that means anything.
         SolveSettings(
             preset=config.preset,
