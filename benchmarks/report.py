@@ -203,6 +203,7 @@ def main(config: Config) -> None:
     """Fills every pair of markers with the tables of every machine that has that benchmark."""
     import atari_dqn
     import beside_deepxube
+    import busy_machine
     import linear_layers
     import ppo_rnd_atari
     import replay
@@ -228,6 +229,7 @@ def main(config: Config) -> None:
         search_rate,
         beside_deepxube,
         symphony,
+        busy_machine,
     ):
         name = benchmark.__name__
         blocks = [

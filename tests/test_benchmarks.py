@@ -25,6 +25,7 @@ MODULES = (
     "report",
     "atari_dqn",
     "beside_deepxube",
+    "busy_machine",
     "control_comparison",
     "cube_solver",
     "linear_layers",
@@ -239,6 +240,17 @@ def test_cost_of_the_family(tmp_path: Path) -> None:
     (table,) = value_family.tables(result)
     assert [row[0] for row in table.rows] == list(sizes)
     assert table.rows[1][-1] == "1.000 (1.000-1.000)"  # dueling beside itself
+
+
+def test_updates_alone_and_beside_a_busy_process(tmp_path: Path) -> None:
+    busy_machine = load("busy_machine")
+    kept = tmp_path / "machine.json"
+    config = busy_machine.Config(threads=1, batch_size=7, seconds=0.05, repeats=1, json=kept)
+    busy_machine.main(config)
+    (table,) = busy_machine.tables(json.loads(kept.read_text())["busy_machine"])
+    kinds = ["1 threads", "1 threads, GOMP_SPINCOUNT=1000", "1 thread"]
+    assert [row[0] for row in table.rows] == kinds
+    assert all(float(row[1].split()[0]) > 0 for row in table.rows)
 
 
 def test_linear_layers_side_by_side(tmp_path: Path) -> None:
