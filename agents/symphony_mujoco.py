@@ -111,7 +111,8 @@ class Config:
     """Steps before the first update. 10,240; s2: 20,480; ed: 7,680."""
     warmup_replication: int | None = None
     """How many copies of the warm-up the replay begins with; 50, s2: 25. Their product with the
-    warm-up's steps is the capacity."""
+    warm-up's steps is the capacity; in a run much shorter than that, most draws are of the warm-up
+    to the end."""
     terminal_keep: Literal["once", "forever", "off"] = "once"
     """How often an episode's last transition is spared from being overwritten."""
 
@@ -142,7 +143,7 @@ PRESETS = {
         heads_per_critic=16,
         batch_size=64,
         warmup_steps=1_000,
-        warmup_replication=50,
+        warmup_replication=10,  # a ring as long as the run: docs/symphony.md, Pendulum
         updates_per_step=3,
         learning_rate=1e-3,
         log_period_steps=500,
