@@ -431,7 +431,7 @@ def fading_table(result: dict[str, Any]) -> Table:
         ),
         rows,
         (
-            "Which rows: `FadingReplay`, one search in a table of cumulative probabilities; "
+            "Which rows: `FadingReplay`, one look into an alias table; "
             "uniform: torch's `randint`. A batch gathers rows of "
             f"{2 * FADING_OBS_SIZE + FADING_ACTION_SIZE + 2} numbers besides. `FadingSampler` "
             "draws ages for the other replay on the CPU, next to `UniformSampler`; it keeps no "

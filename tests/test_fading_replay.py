@@ -17,6 +17,7 @@ from classicrl.replay.fading import (
     FadingReplay,
     FadingSampler,
     age_probs,
+    alias_table,
     fading_nbytes,
     mass_of_warmup,
 )
@@ -79,6 +80,28 @@ def test_age_profile() -> None:
     assert probs[: n // 3].sum() == pytest.approx(0.1181, abs=1e-4)
     assert probs[: n // 10].sum() == pytest.approx(0.00155, abs=1e-5)
     assert np.searchsorted(probs.cumsum(), 0.5) / n == pytest.approx(0.627, abs=1e-3)
+
+
+def drawn_by(keep: NDArray[np.float64], alias: NDArray[np.int32]) -> NDArray[np.float64]:
+    """The probabilities of what an alias table draws."""
+    mass = keep.copy()
+    np.add.at(mass, alias, 1.0 - keep)
+    return mass / len(keep)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 500, 512_000])
+def test_alias_table_draws_by_age(n: int) -> None:
+    probs = age_probs(n)
+    np.testing.assert_allclose(drawn_by(*alias_table(probs)), probs, rtol=1e-6, atol=1e-9 / n)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40).filter(any))
+def test_alias_table_draws_by_any_probabilities(weights: list[int]) -> None:
+    probs = np.array(weights) / sum(weights)
+    keep, alias = alias_table(probs)
+    assert ((keep >= 0) & (keep <= 1)).all()
+    assert ((alias >= 0) & (alias < len(probs))).all()
+    np.testing.assert_allclose(drawn_by(keep, alias), probs, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -267,4 +290,4 @@ def test_misuse_is_refused() -> None:
 def test_the_paper_s_ring_takes_what_is_said() -> None:
     nbytes = fading_nbytes(376, 17, 10_240, 512_000)
     assert nbytes == pytest.approx(1.62e9, rel=0.02)
-    assert math.isclose(FadingReplay(S, A, warmup_steps=2, replication=2).nbytes, 296)
+    assert math.isclose(FadingReplay(S, A, warmup_steps=2, replication=2).nbytes, 312)

@@ -39,6 +39,39 @@ def age_probs(num_stored: int) -> NDArray[np.float64]:
     return probs
 
 
+def alias_table(probs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """A. J. Walker's alias table (1977): one look for a draw, however many ranks there are.
+
+    A column i is drawn uniformly; it is rank i with probability ``keep[i]``, else rank
+    ``alias[i]``. Ranks below the mean are filled up by those above it, one after another, so the
+    filling is read off two running sums.
+
+    Args:
+        probs: ``[n]``, of sum 1.
+
+    Returns:
+        keep, float64 ``[n]``; alias, int32 ``[n]``.
+    """
+    scaled = probs * len(probs)
+    small, large = np.flatnonzero(scaled < 1.0), np.flatnonzero(scaled >= 1.0)
+    lacks = np.cumsum(1.0 - scaled[small])  # of the small ones up to and with each
+    spare = np.cumsum(scaled[large] - 1.0)  # of the large ones
+    keep, alias = np.ones(len(probs)), np.arange(len(probs), dtype=np.int32)
+    last = len(large) - 1
+    if not len(small):
+        return keep, alias
+    keep[small] = scaled[small]
+    before = np.concatenate(([0.0], lacks[:-1]))
+    alias[small] = large[np.searchsorted(spare, before, side="right").clip(max=last)]
+    # A small one may ask for more than is left: the large one is then small, and the next fills it.
+    asks = np.searchsorted(lacks, spare, side="right")[:last]
+    emptied = np.flatnonzero(asks < len(small))
+    emptied = emptied[before[asks[emptied]] < spare[emptied]]  # it had something left
+    keep[large[emptied]] = 1.0 + spare[emptied] - lacks[asks[emptied]]
+    alias[large[emptied]] = large[emptied + 1]
+    return keep.clip(0.0, 1.0), alias
+
+
 class FadingSampler:
     """The same fading for any replay buffer of this package, full or growing.
 
@@ -127,9 +160,9 @@ class FadingReplay:
         # Zeros, which cost a CPU no memory before they are written: rows that are passed over for a
         # terminal's sake are saved with the others, and must be numbers.
         self._rows = torch.zeros(warmup_steps + self.capacity, self._width, device=self.device)
-        # float64: in float32 the probabilities of single ranks are off by 2% at 512,000 slots.
-        cdf = np.cumsum(age_probs(self.capacity))
-        self._cdf = torch.from_numpy(cdf).to(self.device)
+        keep, alias = alias_table(age_probs(self.capacity))
+        self._keep = torch.from_numpy(keep).to(self.device)
+        self._alias = torch.from_numpy(alias).to(self.device)
         self._row_of_slot = torch.empty(self.capacity, dtype=torch.int32, device=self.device)
         self._ptr = torch.zeros((), dtype=torch.int64, device=self.device)
         self._host_ptr = 0  # the slot that is written next: that of the oldest item
@@ -264,15 +297,18 @@ class FadingReplay:
         )
 
     def sample_ranks(self, size: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Ranks by the inverse of the cumulative distribution, int64 ``[size]``."""
+        """Ranks by age, int64 ``[size]``, at a cost that does not depend on the capacity."""
         uniform = torch.rand(
             size,
             dtype=torch.float64,
             generator=self.generator if generator is None else generator,
             device=self.device,
         )
-        # The number of entries that are <= U.
-        return torch.searchsorted(self._cdf, uniform, right=True).clamp_(max=self.capacity - 1)
+        # float64: its 53 bits choose a column and still have 34 left to choose in it.
+        place = uniform.mul_(self.capacity)
+        column = place.long()
+        stays = place.frac_() < self._keep[column]
+        return torch.where(stays, column, self._alias[column])
 
     def rows_of_ranks(self, ranks: Tensor) -> Tensor:
         """Where the items of these ranks are stored; int64 ``[B]`` -> int32 ``[B]``."""
@@ -338,7 +374,7 @@ class FadingReplay:
 def fading_nbytes(obs_size: int, action_size: int, warmup_steps: int, capacity: int) -> int:
     """Memory that a :class:`FadingReplay` takes once it has gone round, in bytes."""
     row = 4 * (2 * obs_size + action_size + 2)
-    return (warmup_steps + capacity) * row + capacity * (8 + 4 + 2)
+    return (warmup_steps + capacity) * row + capacity * (8 + 4 + 4 + 2)
 
 
 def mass_of_warmup(num_writes: int, capacity: int) -> float:
