@@ -2,8 +2,10 @@
 
 import os
 
-# Before torch is imported: the tests are small, and several runs may share the machine.
+# Before torch is imported: the tests are small, and several runs may share the machine. Threads that
+# wait for each other shall sleep meanwhile: turning in a loop, they took a minute for a second's work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +23,12 @@ settings.load_profile("default")
 
 
 @pytest.fixture(autouse=True)
-def denormals() -> Iterator[None]:
-    """A script's `main` has this process flush denormals; the next test shall not find it so."""
+def processor() -> Iterator[None]:
+    """A script's `main` has this process flush denormals and take all cores; not the next test."""
     yield
     torch.set_flush_denormal(False)
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
