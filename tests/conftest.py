@@ -2,8 +2,8 @@
 
 import os
 
-# Before torch is imported: the tests are small, and several runs may share the machine. Threads that
-# wait for each other shall sleep meanwhile: turning in a loop, they took a minute for a second's work.
+# Before torch is imported: the tests are small, and several runs may share the machine. Threads
+# that wait for each other shall sleep: turning in a loop, they took a minute for a second's work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
