@@ -8,8 +8,12 @@ It learns first how far random walks have come, then from its own estimates of t
 --recipe paper is that of F. Agostinelli et al., "Q* Search" (arXiv 2102.04518): bellman alone.
 
 --actions 156 and 1884 add sequences of two and three turns as actions; --trunk takes all layers
-but the last from a network that was trained before. agents/qstar_cube3_solve.py searches with the
-result.
+but the last from a network that was trained before. --recipe teacher learns such actions from a
+network for 12:
+
+    teacher   Q(s, abc) -> 1 + (Q12(s after ab, c) - 1) / 3     (classicrl/domains/cube3_teacher.py)
+
+agents/qstar_cube3_solve.py searches with the result.
 
 The same command again continues the run.
 """
@@ -69,10 +73,14 @@ class Config:
     """A model file: all layers but the last start as there. A run that has a checkpoint continues
     from that."""
 
-    recipe: Literal["default", "paper"] = "default"
-    """default: walk, then bellman. paper: bellman alone, on scrambles of up to 30 turns."""
+    recipe: Literal["default", "paper", "teacher"] = "default"
+    """default: walk, then bellman. paper: bellman alone, on scrambles of up to 30 turns. teacher:
+    from a network for 12 actions, for 156 and 1884."""
+    teacher: Path | None = None
+    """Its model file, or a run directory. Default: the network in the package."""
     walk_share: float = 0.7
-    """Of the training that is walk."""
+    """Of the training that is walk; all of it with --recipe paper is bellman, with teacher
+    neither."""
     walk_length: int = 26
     """Turns of a walk: 26 reach every cube."""
     ball_depth: int = 6
@@ -84,7 +92,7 @@ class Config:
     bellman_learning_rate: float = 2e-4
     """Of Adam at the start of bellman, falling to a fiftieth."""
     temperature: float = 1 / 3
-    """Of the softmax over -Q from which bellman draws actions."""
+    """T, of the softmax over -Q from which bellman and teacher draw actions."""
     target_period_updates: int = 500
     """The target network is copied every so many updates of bellman."""
 
@@ -130,10 +138,13 @@ from classicrl.cube_solver import (
     UNSOLVED_RETURN,
     CubeEvaluator,
     CubeNetwork,
+    load_network,
+    shipped_network,
 )
 from classicrl.domains.cube3 import Cube3
 from classicrl.domains.cube3_evaluation import NetworkEvaluator, Scores
-from classicrl.domains.cube3_walks import CubeWalks
+from classicrl.domains.cube3_teacher import TaughtLabels, TurnTeacher
+from classicrl.domains.cube3_walks import CubeWalks, WalkBatch
 from classicrl.errors import UserError
 from classicrl.experiment import MODEL_FILE, Run, StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
@@ -147,6 +158,7 @@ from classicrl.training_state import Counters, TrainingState
 
 AGENT = "qstar_cube3_train"
 PAPER_WALK_LENGTH = 30
+TAUGHT_ACTIONS = 3  # of a state: the way back and two drawn ones
 SOLVE_SEED = 1_000_000  # of the last evaluation's cubes
 WALK_MODEL_FILE = "walk.safetensors"
 
@@ -170,6 +182,7 @@ def main(config: Config) -> dict[str, Any]:
         config.init_from, directory, card_of(config), overwrite=config.overwrite
     )
     require_trunk(config, directory)
+    require_teacher(config)
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
         config = run.configure(config, lambda new: new)
         summary = run.summary
@@ -221,7 +234,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     set_threads(config.threads)
     software = versions()
     paper = config.recipe == "paper"
-    walk_share = 0.0 if paper else config.walk_share
+    walk_share = {"default": config.walk_share, "paper": 0.0, "teacher": 1.0}[config.recipe]
     walk_length = PAPER_WALK_LENGTH if paper else config.walk_length
     walks_at_once = max(2_000, 16 * config.batch_size // walk_length)
 
@@ -235,18 +248,32 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     learner = QIterationLearner(network.to(device), learning_rate=config.learning_rate)
     if config.compile:
         compile_networks(learner.online, learner.target)
+    teacher = None
+    if config.recipe == "teacher":
+        q_of_turns = load_network(config.teacher or shipped_network(12), device).network
+        teacher = TurnTeacher(domain, q_of_turns, ball, generator)
     evaluator = NetworkEvaluator(domain, ball, width=config.evaluation_width)
     means = MeanMetrics()
     card = card_of(config)
+
+    def drawn_actions(states: Tensor, count: int) -> Tensor:
+        """``count`` different actions of each state, [B, count]: the better, the likelier."""
+        chances = torch.softmax(-learner.action_values(states) / config.temperature, dim=1)
+        return torch.multinomial(chances, count, generator=generator)
+
+    def taught(teacher: TurnTeacher, part: WalkBatch) -> TaughtLabels:
+        """Labels of the longest way back along the walk, and of what the network would choose."""
+        longest, shortest = part.actions[:, 2 * m - 2], part.actions[:, 0]
+        back = torch.where(longest >= 0, longest, shortest)[:, None]
+        drawn = drawn_actions(part.states, TAUGHT_ACTIONS - 1)
+        return teacher.labels(part.states, torch.cat((back, drawn), 1))
 
     def bellman_target(states: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Drawn actions [B] and targets [B]: 1 + cost of the next state, exact where it is known.
 
         Otherwise no less than beyond the ball, and no more than the walk and the action took.
         """
-        q = learner.action_values(states)
-        chances = torch.softmax(-q / config.temperature, dim=1)
-        action = torch.multinomial(chances, 1, generator=generator)[:, 0]
+        action = drawn_actions(states, 1)[:, 0]
         next_states = domain.apply(states, action)
         cost = learner.next_cost(next_states)
         if paper:
@@ -314,7 +341,9 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             rate = learning_rate(done)
             learner.set_learning_rate(rate)
             walking = done < walk_share
-            if walking:
+            if teacher is not None:
+                metrics = learner.update_walk(part.states, *taught(teacher, part))
+            elif walking:
                 metrics = learner.update_walk(part.states, part.actions, part.labels)
             else:
                 if count.bellman_updates == 0:
@@ -356,7 +385,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
 
         # -- The end: the better of walk and bellman by search, a summary ------------------------
         best: Scores = evaluator.evaluate(learner.action_values, config.final_evaluation_cubes)
-        kept = "bellman" if count.bellman_updates else "walk"
+        kept = "bellman" if count.bellman_updates else "teacher" if teacher is not None else "walk"
         if count.bellman_updates and walk_model.exists() and walk_share > 0.0:
             tensors, _ = load_model(walk_model)
             bellman = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -398,6 +427,21 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         }
         run.finish(summary)
         return summary
+
+
+def require_teacher(config: Config) -> None:
+    """Refuses a teacher that could not teach, before a run directory is made."""
+    if config.recipe != "teacher":
+        if config.teacher is not None:
+            raise UserError("--teacher needs --recipe teacher")
+        return
+    if config.actions == 12:
+        raise UserError("--recipe teacher is for sequences of turns: add --actions 156 or 1884")
+    path = config.teacher or shipped_network(12)
+    if (actions := load_network(path).domain.max_turns) != 1:
+        raise UserError(
+            f"--teacher {path} must be for 12 actions; it judges {actions} turns at once"
+        )
 
 
 def require_trunk(config: Config, directory: Path) -> None:

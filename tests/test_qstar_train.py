@@ -76,6 +76,35 @@ def test_a_run_leaves_a_network_that_can_solve(tmp_path: Path, actions: int, rec
     assert run(tmp_path, actions=actions, recipe=recipe) == summary  # finished: reported again
 
 
+@pytest.mark.parametrize("actions", [156, 1884])
+def test_sequences_of_turns_are_learned_from_a_network_for_turns(
+    tmp_path: Path, actions: int
+) -> None:
+    changes = {"actions": actions, "recipe": "teacher", "log_period_updates": 20}
+    summary = run(tmp_path, **changes)
+    assert summary["kept"] == "teacher" and summary["num_updates"] == 60
+    table = read_csv(tmp_path / "metrics.csv")
+    assert table["losses/q"][-1] < 0.8 * table["losses/q"][0]
+    assert table["charts/bellman"].tolist() == [0, 0, 0]
+    assert run(tmp_path, **changes) == summary
+
+
+def test_a_teacher_that_cannot_teach_is_refused_first(tmp_path: Path) -> None:
+    run(tmp_path / "156", actions=156)
+    for changes, message in (
+        ({"recipe": "teacher"}, "add --actions 156"),
+        ({"teacher": tmp_path / "156", "actions": 156}, "needs --recipe teacher"),
+        (
+            {"teacher": tmp_path / "156", "actions": 156, "recipe": "teacher"},
+            "must be for 12 actions",
+        ),
+        ({"teacher": tmp_path / "no", "actions": 156, "recipe": "teacher"}, "no is not a file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(tmp_path / "run", **changes)
+        assert not (tmp_path / "run").exists()
+
+
 def test_a_network_is_published_and_solves_its_cubes_again(tmp_path: Path) -> None:
     run(tmp_path / "run")
     index = tmp_path / "reference" / "index.json"
@@ -118,10 +147,12 @@ def test_no_earlier_run_has_a_say_in_which_network_is_kept(tmp_path: Path) -> No
     assert run(tmp_path, hidden_size=8, overwrite=True)["num_updates"] == 60
 
 
+@pytest.mark.parametrize("recipe", ["default", "teacher"])
 def test_a_continued_run_equals_one_without_a_break(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
-    run(tmp_path / "whole")
+    changes = {"recipe": recipe, "actions": 12 if recipe == "default" else 156}
+    run(tmp_path / "whole", **changes)
     script = load_script("qstar_cube3_train")
     learner = script.QIterationLearner
     calls = 0
@@ -136,9 +167,9 @@ def test_a_continued_run_equals_one_without_a_break(
     update = learner.update_walk
     monkeypatch.setattr(learner, "update_walk", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts")
+        run(tmp_path / "parts", **changes)
     monkeypatch.setattr(learner, "update_walk", update)
-    run(tmp_path / "parts")
+    run(tmp_path / "parts", **changes)
     ours, theirs = weights(tmp_path / "parts"), weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

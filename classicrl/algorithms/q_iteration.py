@@ -46,21 +46,25 @@ class QIterationLearner:
         q: Tensor = self.online(states)
         return q
 
-    def update_walk(self, states: Tensor, actions: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def update_walk(
+        self, states: Tensor, actions: Tensor, labels: Tensor, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """One gradient step towards labels for some actions of each state.
 
         Args:
             states: ``[B, S]`` uint8.
             actions: ``[B, J]`` int64; -1 where there is none.
             labels: costs to the goal by them, ``[B, J]`` float32.
+            weights: of their squared errors, ``[B, J]`` float32; None: all the same.
 
         Returns:
             ``loss``, ``q`` and ``grad_norm``, scalars on the device.
         """
         there = actions >= 0
+        weight = there.float() if weights is None else there * weights
         q = self.online(states).gather(1, actions.clamp(min=0))  # [B, J]
         error = torch.where(there, q - labels, 0.0)
-        loss = error.square().sum() / there.sum()
+        loss = (weight * error.square()).sum() / weight.sum()
         return self._step(loss, torch.where(there, q, 0.0).sum().detach() / there.sum())
 
     def update_bellman(self, states: Tensor, actions: Tensor, target: Tensor) -> dict[str, Tensor]:
