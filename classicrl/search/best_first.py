@@ -31,7 +31,6 @@ from classicrl.search.solution import (
 )
 
 StopRule = Literal["bound", "first"]
-_NEVER = 2**63 - 1
 _CHILDREN_AT_ONCE = 1 << 18  # of A*; bounds its memory between two looks at the clock
 
 
@@ -212,17 +211,27 @@ def qstar(
         bytes_per_row=row_bytes, max_bytes=max_bytes,
     )  # fmt: skip
     nodes, device = search.nodes, start.device
+    # Q of the actions that were not yet taken; inf of the others.
     rows = torch.empty(search.capacity, num_actions, dtype=row_dtype, device=device)
     head = torch.empty(search.capacity, dtype=torch.int16, device=device)  # best action not taken
     replaced = torch.zeros(search.capacity if prune else 0, dtype=torch.bool, device=device)
     inverse = domain.inverse if prune else None
-    all_actions = torch.arange(num_actions, device=device)
+    # Where all actions cost the same, those of a node rank by h alone, and one cost does for all.
+    one_cost = bool((domain.costs == domain.costs[0]).all())
+    costs = domain.costs[:1] if one_cost else domain.costs
 
-    def keys_of(node: Tensor, q: Tensor) -> Tensor:
-        """Keys [B, A] of all actions of nodes, from their rows as they are stored."""
+    def h_of(q: Tensor) -> Tensor:
+        """Costs to go after each action [B, A], from rows as they are stored; inf: taken."""
         # As stored, Q may have been rounded to just below the cost; keys need h >= 0.
-        h = (q.to(torch.float32) - domain.costs).clamp(min=0)
-        return pack_key(weight * (nodes.path_cost[node][:, None] + domain.costs) + h, h)
+        return (q.to(torch.float32) - costs).clamp_(min=0)
+
+    def f_of(node: Tensor, h: Tensor) -> Tensor:
+        """f of all actions of nodes, [B, A]."""
+        return weight * (nodes.path_cost[node][:, None] + costs) + h
+
+    def keys_of(node: Tensor, action: Tensor, h: Tensor) -> Tensor:
+        """Keys of pairs of a node and an action, [M]."""
+        return pack_key(weight * (nodes.path_cost[node] + domain.costs[action]) + h, h)
 
     def keep(states: Tensor, cost: Tensor, parent: Tensor, action: Tensor) -> bool:
         """Steps 4, 5 and 7: notes goals, drops what is known, evaluates and queues the rest."""
@@ -248,13 +257,13 @@ def qstar(
             q[came, inverse[action[came]]] = math.inf
         first, last = int(node[0]), int(node[-1]) + 1
         rows[first:last] = q
-        queue(node, keys_of(node, rows[first:last]))
+        queue(node, h_of(rows[first:last]))
         return True
 
-    def queue(node: Tensor, keys: Tensor) -> None:
-        """Puts nodes into the open list by the lowest of their keys [B, A], if it is finite."""
-        best = keys.argmin(1)
-        key = keys.gather(1, best[:, None])[:, 0]
+    def queue(node: Tensor, h: Tensor) -> None:
+        """Puts nodes into the open list by the lowest key of their actions, if it is finite."""
+        best = (h if one_cost else pack_key(f_of(node, h), h)).argmin(1)
+        key = keys_of(node, best, h.gather(1, best[:, None])[:, 0])
         head[node] = best.to(torch.int16)
         there = key < _INFINITE
         search.open.push(key[there], node[there])
@@ -279,27 +288,24 @@ def qstar(
         # All that ranks no lower than the last head, had the list held every pair.
         last_key, last_node, last_action = key[-1], node[-1], head[node[-1]]
         limited = len(node) == batch_size
-        node, order = node.sort()
-        key = key[order]
-        action = head[node].to(torch.int64)
-        keys = keys_of(node, rows[node])  # [b, A]
-        behind = (keys == key[:, None]) & (all_actions >= action[:, None])
-        waiting = ((keys > key[:, None]) | behind) & (keys < _INFINITE)
+        node = node.sort().values
+        h = h_of(rows[node])  # [b, A]
+        f = f_of(node, h)
+        low = f <= f_of_key(last_key) if limited else f < math.inf
+        row, action = low.nonzero(as_tuple=True)  # ascending by node, then action
+        keys = keys_of(node[row], action, h[row, action])
         if limited:
-            tied = (node < last_node)[:, None] | (
-                (node == last_node)[:, None] & (all_actions <= last_action)
-            )
-            taken = waiting & ((keys < last_key) | ((keys == last_key) & tied))
-        else:
-            taken = waiting
-        row, action = taken.nonzero(as_tuple=True)  # ascending by node, then action
-        order = torch.sort(keys[row, action], stable=True).indices[:batch_size]
+            near = node[row]
+            tied = (near < last_node) | ((near == last_node) & (action <= last_action))
+            ranks = (keys < last_key) | ((keys == last_key) & tied)
+            row, action, keys = row[ranks], action[ranks], keys[ranks]
+        order = torch.sort(keys, stable=True).indices[:batch_size]
         row, action = row[order], action[order]
-        waiting[row, action] = False
         parent = node[row]
         if on_pop is not None:
             on_pop(parent, action)
-        queue(node, torch.where(waiting, keys, _NEVER))
+        rows[parent, action] = h[row, action] = math.inf
+        queue(node, h)
         states = domain.apply(nodes.states[parent], action)
         cost = nodes.path_cost[parent] + domain.costs[action]
         if not keep(states, cost, parent, action):
