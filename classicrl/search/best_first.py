@@ -150,7 +150,7 @@ class _Search:
             num_evaluated=self.estimate.num_evaluated,
             num_stored=self.nodes.size,
             peak_open=self.open.peak,
-            num_bytes=self.nodes.num_bytes() + self.open.num_bytes() + rows + 2 * self.nodes.size,
+            num_bytes=self.nodes.num_bytes() + self.open.num_bytes() + rows + self.nodes.size,
             row_bytes=rows,
             seconds=time.perf_counter() - self.began,
             network_seconds=self.estimate.seconds,
@@ -213,7 +213,6 @@ def qstar(
     nodes, device = search.nodes, start.device
     # Q of the actions that were not yet taken; inf of the others.
     rows = torch.empty(search.capacity, num_actions, dtype=row_dtype, device=device)
-    head = torch.empty(search.capacity, dtype=torch.int16, device=device)  # best action not taken
     replaced = torch.zeros(search.capacity if prune else 0, dtype=torch.bool, device=device)
     inverse = domain.inverse if prune else None
     # Where all actions cost the same, those of a node rank by h alone, and one cost does for all.
@@ -225,13 +224,9 @@ def qstar(
         # As stored, Q may have been rounded to just below the cost; keys need h >= 0.
         return (q.to(torch.float32) - costs).clamp_(min=0)
 
-    def f_of(node: Tensor, h: Tensor) -> Tensor:
-        """f of all actions of nodes, [B, A]."""
-        return weight * (nodes.path_cost[node][:, None] + costs) + h
-
-    def keys_of(node: Tensor, action: Tensor, h: Tensor) -> Tensor:
-        """Keys of pairs of a node and an action, [M]."""
-        return pack_key(weight * (nodes.path_cost[node] + domain.costs[action]) + h, h)
+    def keys_of(node: Tensor, costs: Tensor, h: Tensor) -> Tensor:
+        """Keys of pairs of a node and an action, all of one shape."""
+        return pack_key(weight * (nodes.path_cost[node] + costs) + h, h)
 
     def keep(states: Tensor, cost: Tensor, parent: Tensor, action: Tensor) -> bool:
         """Steps 4, 5 and 7: notes goals, drops what is known, evaluates and queues the rest."""
@@ -262,9 +257,10 @@ def qstar(
 
     def queue(node: Tensor, h: Tensor) -> None:
         """Puts nodes into the open list by the lowest key of their actions, if it is finite."""
-        best = (h if one_cost else pack_key(f_of(node, h), h)).argmin(1)
-        key = keys_of(node, best, h.gather(1, best[:, None])[:, 0])
-        head[node] = best.to(torch.int16)
+        if one_cost:
+            key = keys_of(node, costs, h.amin(1))
+        else:
+            key = keys_of(node[:, None], costs, h).amin(1)
         there = key < _INFINITE
         search.open.push(key[there], node[there])
 
@@ -286,18 +282,19 @@ def qstar(
                 continue
         search.lower_bound = max(search.lower_bound, float(f_of_key(key[0])))
         # All that ranks no lower than the last head, had the list held every pair.
-        last_key, last_node, last_action = key[-1], node[-1], head[node[-1]]
+        last_key, last_node = key[-1], node[-1]
         limited = len(node) == batch_size
         node = node.sort().values
         h = h_of(rows[node])  # [b, A]
-        f = f_of(node, h)
+        f = weight * (nodes.path_cost[node][:, None] + costs) + h
         low = f <= f_of_key(last_key) if limited else f < math.inf
         row, action = low.nonzero(as_tuple=True)  # ascending by node, then action
-        keys = keys_of(node[row], action, h[row, action])
+        keys = keys_of(node[row], domain.costs[action], h[row, action])
         if limited:
-            near = node[row]
-            tied = (near < last_node) | ((near == last_node) & (action <= last_action))
-            ranks = (keys < last_key) | ((keys == last_key) & tied)
+            near, tied = node[row], keys == last_key
+            last_action = action[tied & (near == last_node)][0]
+            before = (near < last_node) | ((near == last_node) & (action <= last_action))
+            ranks = (keys < last_key) | (tied & before)
             row, action, keys = row[ranks], action[ranks], keys[ranks]
         order = torch.sort(keys, stable=True).indices[:batch_size]
         row, action = row[order], action[order]
