@@ -92,3 +92,18 @@ def test_bfloat16_moves_the_shipped_networks_by_a_hundredth_of_a_move(
         error = in_bf16 - net(s)
     assert 0.001 < float(error.square().mean().sqrt()) < 0.02
     assert float(error.abs().max()) < 0.15
+
+
+def test_a_wide_output_layer_in_bfloat16_is_rounded_by_a_thousandth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Q near 7, actions apart by 0.2: bfloat16 alone would be off by 0.016."""
+    net = load_network(shipped_network(1884)).network
+    s = Cube3(1884).random_states(301, torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        monkeypatch.setattr(byte_q_network, "_CPU_HAS_BF16", True)
+        q = net(s)
+        monkeypatch.setattr(byte_q_network, "_WIDE_HEAD", 10_000)
+        error = q - net(s)
+    assert 0.0 < float(error.square().mean().sqrt()) < 0.002
+    assert float(error.abs().max()) < 0.02

@@ -22,6 +22,10 @@ _CAPABILITIES: dict[str, Any] = getattr(
 _CPU_HAS_BF16 = any(_CAPABILITIES.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
+# Actions from which on the output layer's product is worth it, too.
+_WIDE_HEAD = 128
+
+
 class ByteQNetwork(nn.Module):
     """Byte states -> Q-values: embedding, a narrowing layer, residual blocks, an output layer.
 
@@ -92,8 +96,20 @@ class ByteQNetwork(nn.Module):
             x = self.narrow(x).relu_()  # [B, H]
             for block in self.blocks:
                 x = block(x)
+        if x.dtype == torch.bfloat16 and not x.is_cuda and self.head.out_features >= _WIDE_HEAD:
+            return self._wide_head(x)
         q: Tensor = self.head(x.float())  # float32: bf16 cannot tell 20.0 from 20.1
         return q  # [B, A]
+
+    def _wide_head(self, x: Tensor) -> Tensor:
+        """The output layer with most of its product in bfloat16: [B, H] bfloat16 -> [B, A].
+
+        What all actions share is multiplied in float32; how they differ is small, and bfloat16
+        rounds it by a thousandth.
+        """
+        shared = self.head.weight.mean(0, keepdim=True)
+        q = functional.linear(x, (self.head.weight - shared).bfloat16()).float()
+        return q.add_(functional.linear(x.float(), shared)).add_(self.head.bias)
 
     @staticmethod
     def _embed(rows: Tensor, embedding: Tensor) -> Tensor:
