@@ -236,7 +236,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     growth = [
         (f"{actions} actions", search, *grown(result, actions, search))
         for actions in config["actions"]
-        if actions != 12
+        if 12 in config["actions"] and actions != 12
         for search in SEARCHES
     ]
     made.append(
