@@ -348,7 +348,7 @@ def test_tables_of_searches_by_hand() -> None:
         "156 qstar 20 0.4": cubes(13.5, 8.0, 180),
     }
     config = {"actions": [12, 156], "cubes": [2, 2], "clock": "cpu"}
-    table, other, growth, settings = qstar.tables({"config": config, "cells": cells})
+    table, other, growth, papers, settings = qstar.tables({"config": config, "cells": cells})
     assert [row[-2:] for row in table.rows] == [("-", "-"), ("1.5", "10.0"), ("1.5", "10.0")]
     assert table.rows[0][1] == "4.00 s, 90"
     assert [row[1] for row in other.rows] == ["-", "8.00 s, 180", "8.00 s, 180"]
@@ -357,6 +357,11 @@ def test_tables_of_searches_by_hand() -> None:
     assert growth.rows[0] == (
         "156 actions", "qstar", "-, 4.0, 4.0 (4.0)", "-, 2.0, 2.0 (2.0)"
     )  # fmt: skip
+    assert growth.title.endswith("24, 26, 28; 13, 14, 16")
+    # At <= 22, 25 and 28 with 12 actions; at <= 12, 14 and 16 with 156.
+    assert papers.rows[0][2:] == ("-, 4.0, 4.0 (4.0)", "-, 2.0, 2.0 (2.0)")
+    alone = {"actions": [156], "cubes": [2], "clock": "cpu"}
+    assert qstar.tables({"config": alone, "cells": cells})[0] == other
 
 
 def test_settings_of_searches_as_a_picture_and_a_page(tmp_path: Path) -> None:
