@@ -199,7 +199,7 @@ def points(result: dict[str, Any], actions: int, search: str) -> list[Point]:
         if ours and len(cubes) >= count and all(cube["solved"] for cube in cubes[:count]):
             means = [mean_of(cubes[:count], what) for what in ("cost", clock, "nodes_generated")]
             found.append(Point(int(size), float(weight), *means))
-    return found
+    return sorted(found)
 
 
 def least(result: dict[str, Any], actions: int, search: str, ceiling: float, what: str) -> float:
