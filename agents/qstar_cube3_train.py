@@ -79,8 +79,7 @@ class Config:
     teacher: Path | None = None
     """Its model file, or a run directory. Default: the network in the package."""
     walk_share: float = 0.7
-    """Of the training that is walk; all of it with --recipe paper is bellman, with teacher
-    neither."""
+    """Of the training that is walk, with --recipe default."""
     walk_length: int = 26
     """Turns of a walk: 26 reach every cube."""
     ball_depth: int = 6
@@ -182,7 +181,7 @@ def main(config: Config) -> dict[str, Any]:
         config.init_from, directory, card_of(config), overwrite=config.overwrite
     )
     require_trunk(config, directory)
-    require_teacher(config)
+    require_teacher(config, directory)
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
         config = run.configure(config, lambda new: new)
         summary = run.summary
@@ -429,7 +428,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         return summary
 
 
-def require_teacher(config: Config) -> None:
+def require_teacher(config: Config, directory: Path) -> None:
     """Refuses a teacher that could not teach, before a run directory is made."""
     if config.recipe != "teacher":
         if config.teacher is not None:
@@ -437,6 +436,8 @@ def require_teacher(config: Config) -> None:
         return
     if config.actions == 12:
         raise UserError("--recipe teacher is for sequences of turns: add --actions 156 or 1884")
+    if config.teacher is not None:
+        require_elsewhere("teacher", config.teacher, config, directory)
     path = config.teacher or shipped_network(12)
     if (actions := load_network(path).domain.max_turns) != 1:
         raise UserError(
@@ -448,12 +449,17 @@ def require_trunk(config: Config, directory: Path) -> None:
     """Refuses a trunk that the run could not begin with, before anything is deleted or made."""
     if config.trunk is None or (not config.overwrite and (directory / "checkpoints").exists()):
         return
-    if config.overwrite and config.trunk.resolve().is_relative_to(directory.resolve()):
-        raise UserError(
-            f"--trunk {config.trunk} lies in the run directory, which --overwrite empties: choose "
-            "another --run-dir"
-        )
+    require_elsewhere("trunk", config.trunk, config, directory)
     take_trunk(network_of(config, Cube3(config.actions)), config.trunk)
+
+
+def require_elsewhere(flag: str, path: Path, config: Config, directory: Path) -> None:
+    """Refuses a file that --overwrite would delete before it is read."""
+    if config.overwrite and path.resolve().is_relative_to(directory.resolve()):
+        raise UserError(
+            f"--{flag} {path} lies in the run directory, which --overwrite empties: choose another "
+            "--run-dir"
+        )
 
 
 def take_trunk(network: nn.Module, path: Path) -> None:

@@ -126,3 +126,5 @@ def test_training_runs(tmp_path: Path) -> None:
     summary = train.main(train.Config(total_updates=60, **settings))
     assert summary["num_updates"] == 60
     assert "cuda" in summary["device"]
+    settings |= {"run_dir": tmp_path / "taught", "actions": 156, "recipe": "teacher"}
+    assert train.main(train.Config(total_updates=20, **settings))["kept"] == "teacher"

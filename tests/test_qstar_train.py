@@ -103,6 +103,12 @@ def test_a_teacher_that_cannot_teach_is_refused_first(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             run(tmp_path / "run", **changes)
         assert not (tmp_path / "run").exists()
+    run(tmp_path / "12", total_updates=1, walk_share=1.0)
+    kept = (tmp_path / "12" / "model.safetensors").read_bytes()
+    changes = {"teacher": tmp_path / "12", "actions": 156, "recipe": "teacher", "overwrite": True}
+    with pytest.raises(UserError, match=r"--teacher .*--overwrite empties"):
+        run(tmp_path / "12", **changes)
+    assert (tmp_path / "12" / "model.safetensors").read_bytes() == kept
 
 
 def test_a_network_is_published_and_solves_its_cubes_again(tmp_path: Path) -> None:

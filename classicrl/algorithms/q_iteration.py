@@ -1,6 +1,6 @@
-"""Approximate Q-iteration for shortest-path problems: costs to the goal, learnt without a teacher.
+"""Approximate Q-iteration for shortest-path problems: costs to the goal.
 
-Two ways to make labels, both from random walks that begin at the goal:
+Two ways to make labels without a teacher, both from random walks that begin at the goal:
 
 - **walk**: a state k steps along a walk is at most k steps from the goal, so the action that steps
   back leads to one at most k - 1 away and the action that steps on to one at most k + 1 away. The
@@ -9,7 +9,8 @@ Two ways to make labels, both from random walks that begin at the goal:
   al., arXiv 2102.04518, equation 6): one pass of the target network for each sample, however many
   actions there are. The action is drawn from softmax(-Q / T).
 
-Within a ball around the goal whose distances are known both take the distance instead.
+Within a ball around the goal whose distances are known both take the distance instead. Labels of a
+teacher (classicrl/domains/cube3_teacher.py) are learned as those of walks are.
 """
 
 import copy
