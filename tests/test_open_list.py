@@ -36,11 +36,15 @@ def test_order_by_key_then_node(entries: list[tuple[int, int]]) -> None:
 
 
 class Checked:
-    """An open list and a heap that are told the same; counts merges."""
+    """An open list and a heap that are told the same; counts merges and blocks.
 
-    def __init__(self) -> None:
+    A small ``front`` makes blocks of a few entries, as a long search has them of thousands.
+    """
+
+    def __init__(self, front: int) -> None:
         self.list, self.heap, self.merges = OpenList(CPU), list[tuple[float, float, int]](), 0
-        self.peak = 0
+        self.list._front_size = front
+        self.peak = self.most_blocks = 0
         merge = self.list._merge
 
         def counted() -> None:
@@ -66,12 +70,13 @@ class Checked:
         self.check_size()
 
     def check_size(self) -> None:
+        self.most_blocks = max(self.most_blocks, len(self.list._blocks))
         assert len(self.list) == len(self.heap)
         assert self.list.peak == self.peak
         assert self.list.num_bytes() == 12 * len(self.heap)
 
 
-# Few values make ties in f and in h; others lie in many buckets or far beyond the rest.
+# Few values make ties in f and in h; others lie far beyond the rest.
 some_f = st.sampled_from([0.0, 0.25, 0.49999997, 0.5, 1.0, 1.25, 7.0, 7.75, 1e4, 3e38])
 operation = st.one_of(
     st.lists(st.tuples(some_f, st.sampled_from([0.0, 1.0, 2.5])), max_size=12),
@@ -79,9 +84,11 @@ operation = st.one_of(
 )
 
 
-@given(operations=st.lists(operation, max_size=40))
-def test_random_pushes_and_pops(operations: list[list[tuple[float, float]] | int]) -> None:
-    checked, node = Checked(), 0
+@given(operations=st.lists(operation, max_size=40), front=st.sampled_from([1, 7, 10_000]))
+def test_random_pushes_and_pops(
+    operations: list[list[tuple[float, float]] | int], front: int
+) -> None:
+    checked, node = Checked(front), 0
     for pushed_or_count in operations:
         if isinstance(pushed_or_count, int):
             checked.pop(pushed_or_count)
@@ -96,9 +103,10 @@ def test_random_pushes_and_pops(operations: list[list[tuple[float, float]] | int
 
 @pytest.mark.parametrize("step", [0.5, 0.015625, 1e-4])
 @pytest.mark.parametrize("most", [3, 40])
-def test_a_long_search(step: float, most: int) -> None:
+@pytest.mark.parametrize("front", [5, 10_000])
+def test_a_long_search(step: float, most: int, front: int) -> None:
     """As a search does: batches leave and larger ones come back, near the lowest f and above."""
-    checked, generator = Checked(), random.Random(7)
+    checked, generator = Checked(front), random.Random(7)
     nodes, base = iter(generator.sample(range(10**6), 60_000)), 3.0
     checked.push([(base, 0.0, next(nodes))])
     for _ in range(500):
@@ -113,13 +121,14 @@ def test_a_long_search(step: float, most: int) -> None:
             base += 0.25
     assert checked.merges > 0
     assert checked.peak > 100
+    assert (checked.most_blocks > 3) == (front == 5)
     while checked.heap:
         checked.pop(100)
 
 
 def test_entries_may_come_back_below_all_others() -> None:
     """Estimates that are not consistent let f fall."""
-    checked = Checked()
+    checked = Checked(2)
     checked.push([(10.0 + i, 0.0, i) for i in range(9)])
     checked.pop(2)
     checked.push([(0.0, 3.0, 20), (0.0, 1.0, 21), (12.0, 0.0, 22), (11.75, 0.0, 23)])
@@ -130,7 +139,20 @@ def test_entries_may_come_back_below_all_others() -> None:
 
 
 def test_an_empty_list() -> None:
-    checked = Checked()
+    checked = Checked(10_000)
     checked.pop(3)
     checked.push([])
     checked.pop(1)
+
+
+def test_a_front_of_equal_keys_stays_whole() -> None:
+    """A block begins with the first of equal keys, so a front of nothing else cannot be cut."""
+    checked = Checked(2)
+    checked.push([(1.0, 0.0, 1), *((2.0, 0.0, node) for node in range(2, 60)), (3.0, 0.0, 60)])
+    checked.pop(1)
+    assert checked.most_blocks == 0
+    checked.push([(2.0, 0.0, node) for node in range(100, 110)])
+    checked.push([(2.0, 1.0, node) for node in range(110, 140)])
+    while checked.heap:
+        checked.pop(3)
+    assert checked.most_blocks > 0
