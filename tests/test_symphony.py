@@ -401,8 +401,14 @@ def test_saved_and_loaded_goes_on_to_the_bit(grad_dropout: bool) -> None:
         assert torch.equal(a, b)
 
 
-def test_a_frozen_layer_gets_no_gradient_through_onednn() -> None:
+@pytest.mark.parametrize("onednn", [False, True])
+def test_a_frozen_layer_gets_no_gradient(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from classicrl.networks import Linear, StackedLinear
+    from classicrl.networks import linear as linear_module
+
+    if onednn and not linear_module._has_onednn():
+        pytest.skip("requires a torch with oneDNN")
+    monkeypatch.setattr(linear_module, "_USES_ONEDNN", onednn)
 
     for layer, shape in ((Linear(256, 256), (64, 256)), (StackedLinear(2, 256, 256), (2, 64, 256))):
         layer.requires_grad_(False)

@@ -1,7 +1,8 @@
 """Linear layers whose large products go to oneDNN on a CPU, and many of them side by side.
 
 PyTorch gives float32 matrix products to its BLAS, which reaches less than half of the rate of
-oneDNN on some processors (docs/performance.md). The layers here are ``nn.Linear`` in all else.
+oneDNN on processors with AVX-512 (docs/performance.md). The layers here are ``nn.Linear`` in all
+else.
 
 Networks of a few hundred thousand weights leave a processor waiting between kernels. K of them,
 say one per seed, trained side by side, share those kernels and stay K independent networks: member
@@ -30,7 +31,8 @@ def _has_onednn() -> bool:
     return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-_HAS_ONEDNN = _has_onednn()
+# Where a processor has no more than AVX2, the BLAS is as fast, and faster with many at a time.
+_USES_ONEDNN = _has_onednn() and torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
 class Linear(nn.Linear):
@@ -70,8 +72,10 @@ class StackedLinear(nn.Module):
         if _for_onednn(flat[0], self.weight[0]):
             flat = flat.contiguous()
             product: Tensor = _OneDnnStackedLinear.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        else:
+        elif torch.compiler.is_compiling():
             product = torch.baddbmm(self.bias[:, None], flat, self.weight.mT)
+        else:
+            product = _BatchedStackedLinear.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return product.view(*x.shape[:-1], product.shape[-1])
 
 
@@ -111,7 +115,7 @@ def member_state(stacked: nn.Module, member: int) -> dict[str, Tensor]:
 
 def _for_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        _HAS_ONEDNN
+        _USES_ONEDNN
         and not torch.compiler.is_compiling()  # the compiler chooses kernels of its own
         and x.dtype == torch.float32
         and x.device.type == "cpu"
@@ -167,3 +171,23 @@ class _OneDnnStackedLinear(torch.autograd.Function):
         for place, g, inputs in zip(of_weight, gradient, x, strict=True):
             place.copy_(_product(g.t(), inputs.t()))
         return of_x, of_weight, gradient.sum(dim=1)
+
+
+class _BatchedStackedLinear(torch.autograd.Function):
+    """``torch.baddbmm``, whose own gradient of the weights comes transposed and is then copied."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias[:, None], x, weight.mT)
+
+    @staticmethod
+    def backward(
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        gradient = gradients[0]  # [K, M, O]
+        x, weight = ctx.saved_tensors
+        of_x = gradient.bmm(weight) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:  # frozen
+            return of_x, None, None
+        return of_x, gradient.mT.bmm(x), gradient.sum(dim=1)
