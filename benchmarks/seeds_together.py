@@ -1,10 +1,11 @@
 """Seeds trained side by side in one process, against as many processes of one seed each.
 
-Both sides run agents/va_minatar.py with the same settings, evaluations and checkpoints left out.
-One side trains --num-seeds seeds in one process with all cores; the other starts a process of one
-thread and one seed per core, as one would by hand. Steps per second are taken from metrics.csv,
-between the first row after the updates have begun and the last, so starting up does not count; the
-processes run at the same time and their rates are added.
+All run agents/va_minatar.py with the same settings, evaluations and checkpoints left out: one
+process with all cores that trains --num-seeds seeds; a process per core, each of one thread and of
+--num-seeds seeds; and a process per core, each of one thread and one seed, as one would by hand.
+Steps per second are taken from metrics.csv, between the first row after the updates have begun and
+the last, so starting up does not count; the processes of a side run at the same time, and their
+rates are added.
 
     python benchmarks/seeds_together.py --json benchmarks/results/my-machine.json
 """
@@ -38,11 +39,11 @@ class Config:
     members: tuple[str, ...] = ("dqn", "dueling", "va")
     """Of the family."""
     num_seeds: int = 5
-    """Seeds in the one process."""
+    """Seeds trained side by side in a process."""
     steps: int = 12_000
     """Steps of each seed, per repeat."""
     num_envs: int = 4
-    """Games side by side, for each seed; on both sides."""
+    """Games side by side, for each seed; on all sides."""
     repeats: int = 3
     """Of the whole comparison; the sides take turns."""
     json: Path | None = None
@@ -86,8 +87,12 @@ def steps_per_second(config: Config, member: str, processes: int, num_seeds: int
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Times both sides in turn; returns the result as it is kept in JSON."""
-    sides = {"together": (1, config.num_seeds), "apart": (available_cpus(), 1)}
+    """Times the sides in turn; returns the result as it is kept in JSON."""
+    sides = {
+        "together": (1, config.num_seeds),
+        "together on each core": (available_cpus(), config.num_seeds),
+        "apart": (available_cpus(), 1),
+    }
     members: dict[str, dict[str, list[float]]] = {
         member: {side: [] for side in sides} for member in config.members
     }
@@ -107,27 +112,26 @@ def measure(config: Config) -> dict[str, Any]:
 def tables(result: dict[str, Any]) -> list[Table]:
     """What a result says, as text."""
     config = result["config"]
-    rows = [
-        (
-            member,
-            spread(rates["together"]),
-            spread(rates["apart"]),
-            spread(ratios(rates["together"], rates["apart"]), 2),
-        )
-        for member, rates in result["members"].items()
-    ]
+    rows = []
+    for member, rates in result["members"].items():
+        sides = [rates[name] for name in ("together", "together on each core", "apart")]
+        gains = [spread(ratios(side, rates["apart"]), 2) for side in sides[:2]]
+        rows.append((member, *(spread(side) for side in sides), *gains))
+    seeds, processes = config["num_seeds"], result["processes"]
     return [
         Table(
             f"{config['env_id']}, {config['num_envs']} games a seed: median (range) of "
             f"{config['repeats']} repeats",
             (
                 "steps/s, all seeds",
-                f"{config['num_seeds']} seeds in one process",
-                f"{result['processes']} processes of one seed",
-                "ratio",
+                f"one process, {seeds} seeds, {processes} threads",
+                f"{processes} processes of {seeds} seeds",
+                f"{processes} processes of one seed",
+                "the first over the last",
+                "the second over the last",
             ),
             rows,
-            ("A ratio above 1 is in favour of the one process.",),
+            ("A ratio above 1 is in favour of seeds side by side.",),
         )
     ]
 

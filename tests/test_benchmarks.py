@@ -281,7 +281,12 @@ def test_seeds_together_and_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     rates = result["members"]["dqn"]
     assert all(rate > 0 for side in rates.values() for rate in side)
     (table,) = seeds_together.tables(result)
-    assert table.header[1:3] == ("2 seeds in one process", "1 processes of one seed")
+    assert table.header[1:4] == (
+        "one process, 2 seeds, 1 threads",
+        "1 processes of 2 seeds",
+        "1 processes of one seed",
+    )
+    assert len(table.header) == len(table.rows[0])
 
 
 @pytest.fixture
