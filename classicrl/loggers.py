@@ -52,6 +52,7 @@ class CsvLog:
         if header and header[0] != "step":
             raise UserError(f"{path} is damaged: its first column is not step; take it away")
         kept = [row for row in rows if _step_of(row, path) <= resume_step]
+        self.dropped_steps = {_step_of(row, path) for row in rows} - {int(row[0]) for row in kept}
         # Without rows there are no columns either: a later version may write others.
         self._columns = tuple(header) if kept else ()
         self._path, self._names = path, frozenset[str]()  # of what is logged since it was opened
@@ -155,11 +156,24 @@ class MetricsLog:
         self._metrics = CsvLog(directory / "metrics.csv", resume_step)
         self._evaluations = CsvLog(directory / "evaluations.csv", evaluated_at_step)
         # Also at step 0: a run that was killed before its first checkpoint begins again there.
-        self._events = EventFile(directory / "tensorboard", purge_step=resume_step + 1)
+        # Events have no such limit of their own for evaluations. Where one was made at that very
+        # step, all of the step is forgotten, and what stays in the table is said again.
+        again = resume_step in self._evaluations.dropped_steps
+        purge_step = resume_step if again else resume_step + 1
+        self._events = EventFile(directory / "tensorboard", purge_step=purge_step)
+        if again:
+            self._say_again(directory / "metrics.csv", resume_step)
         self._record = _recorded(directory)
         self._has_layout = False
         self._end_of_session: Any = None
         self._tracker = WandbSink(directory, self._record) if track == "wandb" else None
+
+    def _say_again(self, path: Path, step: int) -> None:
+        table = read_csv(path)
+        for i in (table.pop("step", np.empty(0)) == step).nonzero()[0]:
+            for name, column in table.items():
+                if not math.isnan(column[i]):
+                    self._events.add_scalar(name, float(column[i]), step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Training figures; names like ``losses/td`` group the curves in TensorBoard."""

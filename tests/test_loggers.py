@@ -240,6 +240,8 @@ def test_an_evaluation_that_will_be_made_again_is_dropped(tmp_path: Path) -> Non
         log.write_evaluation(20, {"mean_return": 2.0})
     assert (tmp_path / "evaluations.csv").read_text() == "step,mean_return\n10,1.0\n20,2.0\n"
     assert read_csv(tmp_path / "metrics.csv")["step"].tolist() == [10, 20]
+    assert scalars(tmp_path, "eval/mean_return") == [(10, 1.0), (20, 2.0)]
+    assert scalars(tmp_path, "x") == [(10, 1.0), (20, 1.0)]
 
 
 def test_gif_can_be_read_back(tmp_path: Path) -> None:
