@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from classicrl.errors import UserError
 from classicrl.reports.comparison import (
     Comparison,
     Score,
+    agreement,
     compare,
     published_scores,
     write_curves,
@@ -98,6 +100,29 @@ def test_tables_keep_what_cannot_be_compared_apart() -> None:
     assert of_va.estimate == pytest.approx((2.0, 1.0, 3.0))
     assert (of_va.published, of_va.verdict) == (None, None)
     assert compare(entries[-1:]) == []
+
+
+def test_differences_in_standard_errors() -> None:
+    """By hand: 16.4 +- 1.1 over 30 seeds is a deviation of 3.07 between them."""
+    [table] = compare(
+        [
+            *seeds_of("dqn", "Breakout", [18.0, 19.0, 20.0, 21.0]),
+            *seeds_of("rdq", "Breakout", [18.1, 20.1]),  # 20.1 +- 0.9
+            *seeds_of("va", "Breakout", [1.0, 2.0, 3.0]),  # has no published score
+            *seeds_of("dueling", "Breakout", [1.0]),  # a single seed
+        ]
+    )
+    z = {score.agent: score.z for score in table.scores}
+    assert z["dqn"] == pytest.approx(3.1 / (3.07398 * (1 / 4 + 1 / 30) ** 0.5), rel=1e-5)
+    assert z["rdq"] == pytest.approx(-1.0 / (2.51505 * (1 / 2 + 1 / 30) ** 0.5), rel=1e-5)
+    assert (z["va"], z["dueling"]) == (None, None)
+    found = agreement(table.scores)
+    assert found is not None
+    assert found.num_scores == 2
+    # Of two squares the sum is exponential.
+    assert found.sum_of_squares == pytest.approx(z["dqn"] ** 2 + z["rdq"] ** 2)
+    assert found.chance == pytest.approx(math.exp(-found.sum_of_squares / 2))
+    assert agreement([score for score in table.scores if score.agent == "va"]) is None
 
 
 @pytest.mark.parametrize(

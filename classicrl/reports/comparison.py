@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 
 from classicrl.errors import UserError
 from classicrl.reports.plots import (
@@ -92,6 +93,20 @@ class Score(NamedTuple):
             return "above"
         return "below" if self.estimate.high < mean - half_width else "overlaps"
 
+    @property
+    def z(self) -> float | None:
+        """Our mean less the published one, in standard errors; None where there is no verdict.
+
+        Between seeds both are taken to scatter as the other study's do: its half width tells how
+        much, from many seeds, where our few would say so badly.
+        """
+        if self.published is None or len(self.by_seed) == 1:
+            return None
+        mean, half_width, seeds = self.published
+        deviation = half_width / 1.96 * math.sqrt(seeds)
+        error = deviation * math.sqrt(1 / len(self.by_seed) + 1 / seeds)
+        return (self.estimate.value - mean) / error
+
 
 class Aggregate(NamedTuple):
     """A figure over several games."""
@@ -118,6 +133,26 @@ class Comparison(NamedTuple):
 
 
 Groups = dict[tuple[int, str], dict[str, dict[str, list[Entry]]]]  # -> game -> agent -> seeds
+
+
+class Agreement(NamedTuple):
+    """Of many scores with another study's."""
+
+    num_scores: int
+    sum_of_squares: float
+    """Of their z."""
+    chance: float
+    """Of a sum as large or larger if all scores were drawn alike."""
+
+
+def agreement(scores: Sequence[Score]) -> Agreement | None:
+    """Of those that have a z; None if none has."""
+    zs = [score.z for score in scores if score.z is not None]
+    if not zs:
+        return None
+    total = sum(z * z for z in zs)
+    halves = torch.tensor([len(zs) / 2, total / 2], dtype=torch.float64)
+    return Agreement(len(zs), total, float(torch.special.gammaincc(*halves)))
 
 
 def minatar_entries(entries: Sequence[Entry]) -> list[Entry]:

@@ -27,6 +27,7 @@ from classicrl.reports.comparison import (
     Aggregate,
     Comparison,
     Score,
+    agreement,
     compare,
     minatar_entries,
     published_scores,
@@ -327,12 +328,20 @@ def _minatar(entries: Sequence[Entry]) -> str:
 
 def _comparison(comparison: Comparison) -> str:
     of_variant = "" if comparison.variant == "default" else f", {comparison.variant}"
-    header = ("game", "agent", "steps", "return", "seeds", "published", "ours to it")
+    header = ("game", "agent", "steps", "return", "seeds", "published", "ours to it", "z")
     rows = [_minatar_row(score, comparison.total_steps) for score in comparison.scores]
     parts = [
         f"### {comparison.total_steps:,} steps{of_variant}",
         _markdown_table(header, rows),
     ]
+    together = agreement(comparison.scores)
+    if together is not None:
+        parts.append(
+            "z: our mean less the published one, in standard errors, all seeds taken to scatter as "
+            f"the published do.\nOver {together.num_scores} rows its squares add up to "
+            f"{together.sum_of_squares:.1f}; chance alone makes as much or more with probability "
+            f"{together.chance:.2f}."
+        )
     means = comparison.interquartile_means
     if means:
         parts += [
@@ -376,6 +385,7 @@ def _minatar_row(score: Score, total_steps: int) -> tuple[str, ...]:
         str(len(score.by_seed)),
         f"{other.mean:.1f} +- {other.half_width:.1f} ({other.seeds} seeds)" if other else "-",
         score.verdict or "-",
+        "-" if score.z is None else f"{score.z:+.1f}",
     )
 
 
