@@ -52,6 +52,7 @@ class CsvLog:
         if header and header[0] != "step":
             raise UserError(f"{path} is damaged: its first column is not step; take it away")
         kept = [row for row in rows if _step_of(row, path) <= resume_step]
+        # Of rows that the file had.
         self.dropped_steps = {_step_of(row, path) for row in rows} - {int(row[0]) for row in kept}
         # Without rows there are no columns either: a later version may write others.
         self._columns = tuple(header) if kept else ()
@@ -156,8 +157,8 @@ class MetricsLog:
         self._metrics = CsvLog(directory / "metrics.csv", resume_step)
         self._evaluations = CsvLog(directory / "evaluations.csv", evaluated_at_step)
         # Also at step 0: a run that was killed before its first checkpoint begins again there.
-        # Events have no such limit of their own for evaluations. Where one was made at that very
-        # step, all of the step is forgotten, and what stays in the table is said again.
+        # TensorBoard forgets whole steps. Where an evaluation at the very step of the checkpoint
+        # will be made again, that step is forgotten, too, and what the table keeps is said again.
         again = resume_step in self._evaluations.dropped_steps
         purge_step = resume_step if again else resume_step + 1
         self._events = EventFile(directory / "tensorboard", purge_step=purge_step)
