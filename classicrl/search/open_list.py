@@ -36,8 +36,9 @@ class OpenList:
     A sorted *front* has the lowest keys, *aside* lies unsorted what came since with keys in the
     front's range, and above that range are *blocks*, each a range of its own, unsorted. A block is
     sorted when the front has been used up; aside is merged into the front when it has grown to two
-    batches; a front twice as long as it should be gives up its upper part as blocks. So every sort
-    is of a few batches, and an entry costs the same in a list of millions, however close its keys.
+    batches; a front twice as long as it should be gives up its upper part as blocks. So sorts
+    are of a few batches, but for the last block's, which is cut up then, and an entry costs the same
+    in a list of millions, however close its keys. Only long runs of equal keys are not cut.
 
     Args:
         device: of everything here.
