@@ -37,8 +37,8 @@ class OpenList:
     front's range, and above that range are *blocks*, each a range of its own, unsorted. A block is
     sorted when the front has been used up; aside is merged into the front when it has grown to two
     batches; a front twice as long as it should be gives up its upper part as blocks. So sorts
-    are of a few batches, but for the last block's, which is cut up then, and an entry costs the same
-    in a list of millions, however close its keys. Only long runs of equal keys are not cut.
+    are of a few batches, but for the last block's, which is cut up then, and an entry costs as
+    much in a list of millions, however close its keys. Only long runs of equal keys are not cut.
 
     Args:
         device: of everything here.
