@@ -179,7 +179,7 @@ class ClassicRL:
 
     def num_transitions(self) -> int:
         first, end = self.buffer.oldest_id, self.buffer.next_id
-        return int(self.buffer._is_whole(np.arange(first, end)).sum())
+        return int(self.buffer.rings.is_whole(np.arange(first, end)[None]).sum())
 
 
 class StableBaselines3:

@@ -536,6 +536,35 @@ def test_large_products_are_those_of_torch(
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize(("rows", "out_features"), [(1, 40), (3, 40), (4, 40), (7, 40), (90, 40)])
+def test_few_rows_and_many_are_multiplied_alike(
+    rows: int, out_features: int, learns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_module, "_USES_ONEDNN", False)
+    torch.manual_seed(0)
+    layer = StackedLinear(3, 25, out_features)
+    x = torch.randn(3, rows, 25)
+    given = x.clone().requires_grad_()
+    with torch.set_grad_enabled(learns):
+        out = layer(given)
+    expected_input = x.clone().requires_grad_()
+    expected = torch.stack(
+        [
+            nn.functional.linear(own, weight, bias)
+            for own, weight, bias in zip(expected_input, layer.weight, layer.bias, strict=True)
+        ]
+    )
+    torch.testing.assert_close(out, expected)
+    assert out.requires_grad == learns
+    if learns:
+        wanted = torch.autograd.grad(
+            expected.square().sum(), [expected_input, layer.weight, layer.bias]
+        )
+        found = torch.autograd.grad(out.square().sum(), [given, layer.weight, layer.bias])
+        torch.testing.assert_close(found, wanted)
+
+
 def test_dueling_output_of_an_uncentred_head_is_the_plain_sum() -> None:
     output = vector_q_network("uncentred", 3, 4)(torch.randn(5, 3))
     assert isinstance(output, DuelingOutput)
