@@ -1,9 +1,9 @@
 """Seeds trained side by side in one process, against as many processes of one seed each.
 
-All run agents/va_minatar.py with the same settings, evaluations and checkpoints left out: one
-process with all cores that trains --num-seeds seeds; a process per core, each of one thread and of
---num-seeds seeds; and a process per core, each of one thread and one seed, as one would by hand.
-Steps per second are taken from metrics.csv, between the first row after the updates have begun and
+All run agents/va_minatar.py with the same settings, evaluations and checkpoints left out: for each
+of --num-seeds, one process with all cores that trains so many, and a process per core, each of one
+thread and of so many; and a process per core, each of one thread and one seed, as by hand. Steps
+per second are taken from metrics.csv, between the first row after the updates have begun and
 the last, so starting up does not count; the processes of a side run at the same time, and their
 rates are added.
 
@@ -38,8 +38,8 @@ class Config:
     """The game."""
     members: tuple[str, ...] = ("dqn", "dueling", "va")
     """Of the family."""
-    num_seeds: int = 5
-    """Seeds trained side by side in a process."""
+    num_seeds: tuple[int, ...] = (5, 10)
+    """Seeds trained side by side in a process; all of these are measured."""
     steps: int = 12_000
     """Steps of each seed, per repeat."""
     num_envs: int = 4
@@ -88,11 +88,11 @@ def steps_per_second(config: Config, member: str, processes: int, num_seeds: int
 
 def measure(config: Config) -> dict[str, Any]:
     """Times the sides in turn; returns the result as it is kept in JSON."""
-    sides = {
-        "together": (1, config.num_seeds),
-        "together on each core": (available_cpus(), config.num_seeds),
-        "apart": (available_cpus(), 1),
-    }
+    cores = available_cpus()
+    sides = {"apart": (cores, 1)}
+    for num_seeds in config.num_seeds:
+        sides[f"{num_seeds} in one process"] = (1, num_seeds)
+        sides[f"{num_seeds} on each core"] = (cores, num_seeds)
     members: dict[str, dict[str, list[float]]] = {
         member: {side: [] for side in sides} for member in config.members
     }
@@ -102,11 +102,7 @@ def measure(config: Config) -> dict[str, Any]:
             for side in order:
                 rates[side].append(steps_per_second(config, member, *sides[side]))
                 print(f"{member}, {side}: {rates[side][-1]:,.0f} steps/s", flush=True)
-    return {
-        **origin(config, torch.device("cpu")),
-        "processes": available_cpus(),
-        "members": members,
-    }
+    return {**origin(config, torch.device("cpu")), "processes": cores, "members": members}
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -114,18 +110,23 @@ def tables(result: dict[str, Any]) -> list[Table]:
     config = result["config"]
     rows = []
     for member, rates in result["members"].items():
-        sides = [rates[name] for name in ("together", "together on each core", "apart")]
-        gains = [spread(ratios(side, rates["apart"]), 2) for side in sides[:2]]
-        rows.append((member, *(spread(side) for side in sides), *gains))
-    seeds, processes = config["num_seeds"], result["processes"]
+        apart = rates["apart"]
+        for num_seeds in config["num_seeds"]:
+            one = rates[f"{num_seeds} in one process"]
+            each = rates[f"{num_seeds} on each core"]
+            gains = [spread(ratios(side, apart), 2) for side in (one, each)]
+            rates_of_sides = [spread(side) for side in (one, each, apart)]
+            rows.append((member, str(num_seeds), *rates_of_sides, *gains))
+    processes = result["processes"]
     return [
         Table(
             f"{config['env_id']}, {config['num_envs']} games a seed: median (range) of "
             f"{config['repeats']} repeats",
             (
                 "steps/s, all seeds",
-                f"one process, {seeds} seeds, {processes} threads",
-                f"{processes} processes of {seeds} seeds",
+                "seeds in a process",
+                f"one process, {processes} threads",
+                f"{processes} processes",
                 f"{processes} processes of one seed",
                 "the first over the last",
                 "the second over the last",
