@@ -10,6 +10,7 @@ import pytest
 
 from classicrl.control_evaluation import ControlEvaluator
 from classicrl.envs.continuous import CONTROL_PROTOCOLS, ContinuousVector, ControlProtocol
+from classicrl.envs.faults import EnvironmentFault
 from classicrl.errors import UserError
 from classicrl.smoothness import FIGURES, SmoothnessMeter, normalised, spectrum
 
@@ -241,3 +242,14 @@ def test_a_gif_or_one_clear_line(tmp_path: Path) -> None:
         assert path.stat().st_size > 1_000
     except UserError as error:
         assert "EGL" in str(error) and "\n" not in str(error)
+
+
+def test_a_step_that_says_neither_over_nor_not_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    envs = ContinuousVector("Pendulum-v1", 2, seeds=3)
+    envs.reset()
+    step = envs._envs[1].step
+    monkeypatch.setattr(envs._envs[1], "step", lambda action: (*step(action)[:2], None, False, {}))
+    envs.send(np.zeros((2, 1), np.float32))
+    with pytest.raises(EnvironmentFault, match=r"environment 1 .* said terminated=None"):
+        envs.recv()
+    envs.close()
