@@ -1,6 +1,8 @@
 """Every training script, with a run of a second: what tests over all scripts share."""
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ class Small(NamedTuple):
     shared: str = "."  # the directory below the run directory that holds checkpoints/
     results: tuple[str, ...] = (".",)  # those that hold metrics.csv and the model
     wrong: tuple[tuple[str, Any], ...] = ()  # settings that make another network of it
+    update: str = ""  # what is called for every update: "module:Class.method"
 
     def __str__(self) -> str:
         return self.script
@@ -27,11 +30,22 @@ class Small(NamedTuple):
         """``main``, in this process."""
         script = load_script(self.script)
         config = script.Config(**{**self.settings, "run_dir": directory, **settings})
-        with pytest.MonkeyPatch.context() as patch:
-            # Networks that know nothing would climb the ladder of searches to its end.
-            patch.setattr(cube_solver, "_MAX_WIDTH", 16)
+        with short_searches():
             summary: dict[str, Any] = script.main(config)
         return summary
+
+    def checkpoint_directory(self, directory: Path) -> Path:
+        return directory / self.shared / "checkpoints"
+
+
+@contextlib.contextmanager
+def short_searches() -> Iterator[None]:
+    """Networks that know nothing would climb the ladder of searches to its end for every cube."""
+    before, cube_solver._MAX_WIDTH = cube_solver._MAX_WIDTH, 16
+    try:
+        yield
+    finally:
+        cube_solver._MAX_WIDTH = before
 
 
 _VALUE: dict[str, Any] = {
@@ -49,24 +63,39 @@ _VALUE: dict[str, Any] = {
     "evaluation_episodes": 1,
     "final_evaluation_episodes": 2,
 }
+_VALUE_UPDATE = {"update": "classicrl.algorithms.dqn:DQNLearner.update"}
 _SEEDS: dict[str, Any] = {"num_seeds": 2, "seed": 3}
 _GROUP: dict[str, Any] = {"shared": "seeds3-4", "results": ("seed3", "seed4")}
 
 ALL = [
-    Small("dueling_dqn_atari", {**_VALUE, "num_envs": 2}, "ale_py", wrong=(("torso", "nature"),)),
-    Small("va_atari", {**_VALUE, "num_envs": 2}, "ale_py", wrong=(("member", "dqn"),)),
+    Small(
+        "dueling_dqn_atari",
+        {**_VALUE, "num_envs": 2},
+        "ale_py",
+        wrong=(("torso", "nature"),),
+        **_VALUE_UPDATE,
+    ),
+    Small(
+        "va_atari",
+        {**_VALUE, "num_envs": 2},
+        "ale_py",
+        wrong=(("member", "dqn"),),
+        **_VALUE_UPDATE,
+    ),
     Small(
         "va_minatar",
         {**_VALUE, **_SEEDS, "num_envs": 2},
         "minatar",
         **_GROUP,
         wrong=(("env_id", "MinAtar/Freeway-v1"),),
+        **_VALUE_UPDATE,
     ),
     Small(
         "va_classic_control",
         {**_VALUE, **_SEEDS, "num_envs": 1},
         **_GROUP,
         wrong=(("env_id", "Acrobot-v1"),),
+        **_VALUE_UPDATE,
     ),
     Small(
         "ppo_rnd_atari",
@@ -85,6 +114,7 @@ ALL = [
         },
         "ale_py",
         wrong=(("policy", "gru"),),
+        update="classicrl.algorithms.ppo:PPOLearner.update",
     ),
     Small(
         "ppo_rnd_small",
@@ -136,6 +166,7 @@ ALL = [
             "video": False,
         },
         wrong=(("hidden", 24),),
+        update="classicrl.algorithms.symphony:SymphonyLearner.update",
     ),
     Small(
         "qstar_cube3_train",
@@ -157,12 +188,13 @@ ALL = [
             "target_period_updates": 7,
         },
         wrong=(("hidden_size", 24),),
+        update="classicrl.algorithms.q_iteration:QIterationLearner._step",
     ),
 ]
 
 
-def scripts() -> list[Any]:
-    """Parameters of a test over all scripts, skipped where they cannot run."""
+def scripts(these: list[Small] = ALL) -> list[Any]:
+    """Parameters of a test over scripts, skipped where they cannot run."""
     return [
         pytest.param(
             small,
@@ -171,5 +203,5 @@ def scripts() -> list[Any]:
                 importlib.util.find_spec(small.needs) is None, reason=f"requires {small.needs}"
             ),
         )
-        for small in ALL
+        for small in these
     ]

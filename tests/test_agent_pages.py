@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_runs
 from battery import small_agents
 from script_process import load_script
 
@@ -24,7 +25,6 @@ PAGES = {
     "qstar_cube3_train": ("qstar.md",),
 }
 SHORT: dict[str, dict[str, Any]] = {
-    "va_atari": {},
     "ppo_rnd_small": {"total_steps": 2_048, "num_envs": 4, "final_evaluation_episodes": 2},
     "dqn_rnd_small": {"total_steps": 2_048, "num_envs": 4, "final_evaluation_episodes": 2},
 }
@@ -50,14 +50,11 @@ def test_every_script_is_here() -> None:
 
 
 def settings_of(script: str) -> dict[str, Any]:
-    for agent in small_agents.ALL:
-        if agent.script == script:
-            pytest.importorskip(agent.needs)
-            return agent.settings
-    if script == "va_atari":
-        pytest.importorskip("ale_py")
-        return {**small_agents._COMMON, "num_envs": 1}
-    return SHORT[script]
+    if script in SHORT:
+        return SHORT[script]
+    agent = next(a for a in (*small_agents.ALL, *small_runs.ALL) if a.script == script)
+    pytest.importorskip(agent.needs)
+    return agent.settings
 
 
 @pytest.mark.parametrize("script", PAGES)

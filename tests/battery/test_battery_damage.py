@@ -248,17 +248,15 @@ FOREIGN: dict[str, tuple[Callable[[Agent, Path], object], str]] = {
         "another program, version or configuration (ValueError",
     ),
     "a setting of the record changed": (
-        lambda agent, run: change(
-            run / agent.checkpoints / "config.json", "config", "gamma", value=0.5
-        ),
+        lambda agent, run: change(run / agent.shared / "config.json", "config", "gamma", value=0.5),
         "was altered",
     ),
     "the record is a list": (
-        lambda agent, run: (run / agent.checkpoints / "config.json").write_text("[]"),
+        lambda agent, run: (run / agent.shared / "config.json").write_text("[]"),
         "does not hold a JSON object",
     ),
     "the record's settings are text": (
-        lambda agent, run: change(run / agent.checkpoints / "config.json", "config", value="x"),
+        lambda agent, run: change(run / agent.shared / "config.json", "config", value="x"),
         "was altered",
     ),
 }

@@ -119,7 +119,7 @@ def test_the_disk_costs_no_run(
         return
     assert ended.code == 1, ended.output
     assert "error: " in ended.output.splitlines()[-1]
-    assert not (directory / agent.checkpoints / "summary.json").exists()
+    assert not (directory / agent.shared / "summary.json").exists()
     for path in checkpoint_paths(agent.checkpoint_directory(directory)):
         read_checkpoint(path)  # whole
     again = run(agent, directory)
