@@ -193,21 +193,29 @@ class Rings:
         ended: NDArray[np.bool_],
         is_source: NDArray[np.bool_],
     ) -> None:
-        rings = envs // (len(self.last_id) // len(self.next_id))
-        added = np.bincount(rings, minlength=len(self.next_id))
-        first_slot, rank = rings * self.capacity, np.arange(len(envs))
-        if len(added) > 1:  # the place of each row among those of its own ring
-            rank -= (added.cumsum() - added)[rings]
-        ids = self.next_id[rings] + rank
-        self.next_id[:] += added
+        if len(self.next_id) == 1:  # the same as below, at a fraction of its cost
+            first_slot: NDArray[np.int64] | None = None
+            first_id = int(self.next_id[0])
+            ids = np.arange(first_id, first_id + len(envs))
+            self.next_id[0] += len(envs)
+            oldest_id: Any = first_id + len(envs) - self.capacity
+        else:
+            rings = envs // (len(self.last_id) // len(self.next_id))
+            added = np.bincount(rings, minlength=len(self.next_id))
+            # The place of each row among those of its own ring.
+            rank = np.arange(len(envs)) - (added.cumsum() - added)[rings]
+            ids = self.next_id[rings] + rank
+            self.next_id[:] += added
+            first_slot = rings * self.capacity
+            oldest_id = self.oldest_id[rings]
 
         last = self.last_id[envs]
         linked = last != NO_ROW
         back = np.where(linked, ids - last, 0)
-        slots = first_slot + ids % self.capacity
+        slots = self._slots(ids, first_slot)
         self.write(slots, obs, action, reward, terminated, ended, is_source, back)
-        stored = linked & (last >= self.oldest_id[rings])
-        self.ahead[(first_slot + last % self.capacity)[stored]] = back[stored]
+        stored = linked & (last >= oldest_id)
+        self.ahead[self._slots(last, first_slot)[stored]] = back[stored]
         self.last_id[envs] = np.where(is_source, ids, NO_ROW)
 
     def write(
@@ -245,18 +253,18 @@ class Rings:
         Args:
             ids: ``[R, B]``, of rows that are stored.
         """
-        first_slot, oldest_id = self._first_slot(), self.oldest_id[:, None]
+        first_slot = self._first_slot()
         # take: for small batches twice as fast as indexing
-        whole = self.is_source.take(first_slot + ids % self.capacity)
+        whole: NDArray[np.bool_] = self.is_source.take(self._slots(ids, first_slot))
         # Backwards: the whole stack, unless the episode began inside it.
         at = ids
         for _ in range(self.depth - 1):
-            at = at - self.back.take(first_slot + at % self.capacity)
-            whole = whole & (at >= oldest_id)
+            at = at - self.back.take(self._slots(at, first_slot))
+            whole = whole & (at >= self.oldest_id[:, None])
         # Forwards: a successor for every step up to the window's or the episode's end.
         at, going = ids, whole
         for steps_left in reversed(range(self.n_steps)):
-            slots = first_slot + at % self.capacity
+            slots = self._slots(at, first_slot)
             ahead = self.ahead.take(slots)
             whole = whole & (~going | (ahead > 0))
             if steps_left:
@@ -267,10 +275,12 @@ class Rings:
 
     def transitions(self, ids: NDArray[np.int64]) -> Transition:
         """The transitions that start at whole rows, ``[R, B] -> [R * B, ...]``."""
-        first_slot = self._first_slot().repeat(ids.shape[1], axis=1).ravel()
+        first_slot = self._first_slot()
+        if first_slot is not None:
+            first_slot = first_slot.repeat(ids.shape[1], axis=1).ravel()  # [R * B]
         ids = ids.ravel()
         reward, discount, next_ids = self._look_ahead(ids, first_slot)
-        action = self.action[first_slot + ids % self.capacity]
+        action = self.action[self._slots(ids, first_slot)]
         if self.n_steps == 1:
             # obs and next_obs overlap in all frames but one: gather them once.
             frames = self._gather(next_ids, first_slot, self.depth + 1)
@@ -288,32 +298,42 @@ class Rings:
             next_obs,
         )
 
-    def _first_slot(self) -> NDArray[np.int64]:
-        return np.arange(len(self.next_id))[:, None] * self.capacity  # [R, 1]
+    def _first_slot(self) -> NDArray[np.int64] | None:
+        """Of each ring, ``[R, 1]``; of a single one None, which is cheaper than zeros."""
+        rings = len(self.next_id)
+        return None if rings == 1 else np.arange(rings)[:, None] * self.capacity
+
+    def _slots(
+        self, ids: NDArray[np.int64], first_slot: NDArray[np.int64] | None
+    ) -> NDArray[np.int64]:
+        slots = ids % self.capacity
+        return slots if first_slot is None else slots + first_slot
 
     def _look_ahead(
-        self, ids: NDArray[np.int64], first_slot: NDArray[np.int64]
+        self, ids: NDArray[np.int64], first_slot: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         """n-step reward, discount of the bootstrap, and the id of the row to bootstrap from."""
         path = np.empty((len(ids), self.n_steps + 1), dtype=np.int64)
         slots = np.empty((len(ids), self.n_steps), dtype=np.int64)
         path[:, 0] = ids
         for j in range(self.n_steps):  # past an episode's end the path stays on its last row
-            slots[:, j] = here = first_slot + path[:, j] % self.capacity
+            slots[:, j] = here = self._slots(path[:, j], first_slot)
             path[:, j + 1] = path[:, j] + self.ahead.take(here)
         reward, discount, steps = n_step_return(
             self.reward.take(slots), self.terminated.take(slots), self.ended.take(slots), self.gamma
         )
         return reward, discount, path[np.arange(len(ids)), steps]
 
-    def _gather(self, ids: NDArray[np.int64], first_slot: NDArray[np.int64], depth: int) -> Tensor:
+    def _gather(
+        self, ids: NDArray[np.int64], first_slot: NDArray[np.int64] | None, depth: int
+    ) -> Tensor:
         """Observations of each row and its predecessors, oldest first, ``[B, depth, *obs_shape]``,
         zeros where they would lie before the episode's first row."""
         slots = np.empty((len(ids), depth), dtype=np.int64)
         blank = np.zeros((len(ids), depth), dtype=np.bool_)
         at, before_first = ids, np.zeros(len(ids), dtype=np.bool_)
         for j in reversed(range(depth)):
-            slots[:, j] = here = first_slot + at % self.capacity
+            slots[:, j] = here = self._slots(at, first_slot)
             blank[:, j] = before_first
             back = self.back.take(here)
             before_first = before_first | (back == 0)
