@@ -5,6 +5,7 @@ Seeds, episodes that follow one another, faults named in one line, a state that 
 ``gym_vector.py`` and ``continuous.py`` add the spaces, and what a step brings beyond this.
 """
 
+import abc
 import difflib
 import os
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ class VectorStep(NamedTuple):
     final_obs: NDArray[Any]  # [sum(ended), *obs_shape], last observations of the ended episodes
 
 
-class GymEnvs:
+class GymEnvs(abc.ABC):
     """N environments of one kind, stepped one after the other in this process.
 
     An episode that ends is followed by a new one in the same step, and its true last observation is
@@ -126,8 +127,9 @@ class GymEnvs:
             raise RuntimeError("send() twice without a recv() between")
         self._pending = self._checked_actions(actions)
 
+    @abc.abstractmethod
     def _checked_actions(self, actions: NDArray[Any]) -> NDArray[Any]:
-        raise NotImplementedError
+        """The actions as they will be taken; ValueError for what cannot be."""
 
     def _play_pending(self) -> VectorStep:
         """Plays the sent actions."""
