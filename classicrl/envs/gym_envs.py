@@ -179,7 +179,7 @@ class GymEnvs(abc.ABC):
         """The action of environment i, which is about to be stepped."""
         return actions[i]
 
-    def _look(self, i: int, info: dict[str, Any]) -> None:
+    def _look(self, i: int, info: dict[str, Any]) -> None:  # noqa: B027, there may be nothing to see
         """Environment i has been stepped; where its episode ended, it is still in the old one."""
 
     def close(self) -> None:
