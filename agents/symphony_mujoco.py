@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from classicrl.command_line import (
     exit_with,
-    has_nvidia_driver,
+    expects_gpu,
     may_change,
     not_recorded,
     parse,
@@ -192,7 +192,7 @@ def resolve(config: Config) -> Config:
 
 
 if __name__ == "__main__":  # before torch is imported, so that --help answers at once
-    command_line = parse(PRESETS, "gpu" if has_nvidia_driver() else "default", __doc__ or "")
+    command_line = parse(PRESETS, "gpu" if expects_gpu() else "default", __doc__ or "")
 
 import contextlib
 
@@ -204,7 +204,7 @@ from classicrl.algorithms.symphony import METRICS, CudaGraphUpdates, SymphonyLea
 from classicrl.console import TrainingProgress
 from classicrl.control_evaluation import ControlEvaluator
 from classicrl.envs.continuous import CONTROL_PROTOCOLS, ContinuousVector
-from classicrl.errors import RunFailure, UserError
+from classicrl.errors import UserError
 from classicrl.experiment import Run, StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
@@ -298,11 +298,13 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         max_episode_steps=PROTOCOL.max_episode_steps,
     )
     S, A = envs.obs_size, envs.action_size
-    capacity = warmup_steps * config.warmup_replication
+    rows = warmup_steps * config.warmup_replication
+    if device.type == "cpu":  # which gives memory only to what is written
+        rows = min(rows, config.total_steps)
     require_memory(
-        fading_nbytes(S, A, warmup_steps, min(capacity, config.total_steps)),
+        fading_nbytes(S, A, warmup_steps, rows),
         device,
-        what=f"a replay of {min(capacity, config.total_steps):,} transitions",
+        what=f"a replay of {rows:,} transitions",
         flag="--warmup-replication or --total-steps",
     )
     # Streams of their own for the first weights, for the noise, and for draws from the replay.
@@ -332,7 +334,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         seed=noise_seed,
     )
     if config.compile:
-        compile_networks(actor, critics, learner.target)
+        # The target's values are asked for by another method than the one that would be compiled.
+        compile_networks(actor, critics)
     replay = FadingReplay(
         S,
         A,
@@ -388,16 +391,19 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         info={"versions": software},
         say=progress.say,
     )
+    refill_left = 0
     if state.resume():
         obs = envs.observation()
         if not envs.resumed_exactly:  # new episodes have begun
             progress.say(f"{config.env_id} cannot be continued exactly: new episodes begin")
             for part in (episodes, discounted, meter):
                 part.begin_new_episodes()
-        if count.step > 0 and replay.num_warmup == 0:
+        if not replay.warmup_done:
+            refill_left = min(count.step, warmup_steps) - replay.num_warmup
+        if refill_left:
             progress.say(
-                f"the checkpoint has no replay: {min(count.step, warmup_steps):,} steps of the "
-                "present policy refill it first"
+                f"the checkpoint lacks its replay: {refill_left:,} steps of the present policy "
+                "refill it first"
             )
     else:
         obs = envs.reset()
@@ -410,7 +416,6 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             )
             if actor.obs_norm is not None:
                 learner.set_obs_norm(actor.obs_norm.mean, actor.obs_norm.std)
-    refilling = count.step >= warmup_steps and not replay.warmup_done
     progress.begin_at(count.step)
     log = MetricsLog(
         run.directory,
@@ -444,11 +449,6 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             told = actor.env_action(action).cpu().numpy()
             envs.send(told)
             result = envs.recv()
-            if not (np.isfinite(result.obs).all() and np.isfinite(result.reward).all()):
-                raise RunFailure(
-                    f"{config.env_id} gave NaN or infinity at step {after:,}; the last checkpoint "
-                    f"stands in {run.directory}: lower --action-scale"
-                )
             next_obs = result.obs.copy()
             next_obs[result.ended] = result.final_obs
             replay.add(obs, action.cpu().numpy(), result.reward, result.terminated, next_obs)
@@ -460,10 +460,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 progress.say(
                     f"the warm-up is over: rewards are divided by {replay.finish_warmup():.4g}"
                 )
-                if config.obs_norm and not refilling and config.init_from is None:
+                if config.obs_norm and not refill_left and config.init_from is None:
                     learner.set_obs_norm(*replay.obs_moments())
-            if refilling:  # these steps make up for others that the run has counted already
-                refilling = not replay.warmup_done
+            if refill_left:  # these steps make up for others that the run has counted already
+                refill_left = max(0, refill_left - N)
                 count.refill_steps += N
                 continue
 

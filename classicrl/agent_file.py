@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from classicrl.algorithms.ppo import SampledPolicy
-from classicrl.checkpoint import load_model
+from classicrl.checkpoint import load_model, require_fit
 from classicrl.control_evaluation import ControlEvaluator, ControlPolicy
 from classicrl.envs.atari import PROTOCOLS, AtariProtocol, AtariSingle
 from classicrl.envs.continuous import CONTROL_PROTOCOLS, ContinuousVector, ControlProtocol
@@ -122,36 +122,6 @@ def model_path(path: Path) -> Path:
             "a model file"
         )
     return path / MODEL_FILE
-
-
-def require_fit(
-    path: Path,
-    tensors: Mapping[str, torch.Tensor],
-    network: torch.nn.Module | Mapping[str, torch.Tensor],
-    what: str,
-) -> None:
-    """Refuses weights that a network cannot take, or could not act with.
-
-    Args:
-        path: of the model file, for the message.
-        tensors: what it holds.
-        network: or its ``state_dict``.
-        what: the network, in words.
-
-    Raises:
-        UserError: if a tensor is missing, superfluous, of another shape or not finite.
-    """
-    own = network.state_dict() if isinstance(network, torch.nn.Module) else network
-    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    for name in sorted(expected.keys() | tensors.keys()):
-        found = tuple(tensors[name].shape) if name in tensors else None
-        if found != expected.get(name):
-            raise UserError(
-                f"{path} does not fit {what}: {name} is {found or 'missing'}, "
-                f"expected {expected.get(name) or 'none'}"
-            )
-        if not torch.isfinite(tensors[name]).all():
-            raise UserError(f"{path} has NaN or infinite weights in {name}: they cannot play")
 
 
 def evaluator_of(

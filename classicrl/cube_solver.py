@@ -15,11 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from classicrl.checkpoint import load_model
+from classicrl.checkpoint import load_model, require_fit
 from classicrl.domains.cube3 import ACTION_COUNTS, Cube3, format_moves, half_turn_length
 from classicrl.errors import UserError
 from classicrl.evaluation import Evaluation
 from classicrl.experiment import MODEL_FILE
+from classicrl.machine import available_memory
 from classicrl.networks.byte_q_network import ByteQNetwork
 from classicrl.search.beam import q_beam
 from classicrl.search.best_first import astar, deferred_astar, qstar
@@ -28,6 +29,8 @@ from classicrl.search.solution import Progress, QFunction, Solution
 from classicrl.solve_cubes import SearchName, SolveSettings
 
 _CARD_NUMBERS = ("actions", "embedding_size", "hidden_size", "num_blocks")
+_WEIGHT = {"fast": 0.3, "best": 0.6}
+_SHARE_OF_MEMORY = 0.8  # of what is free, for one search
 _MAX_WIDTH = 1 << 20
 _SECONDS_PER_CUBE = 60.0  # of an evaluation
 _MAX_DEPTH = 60  # of a beam, in actions
@@ -91,16 +94,7 @@ def load_network(path: Path, device: torch.device | str = "cpu") -> CubeNetwork:
     )
     with torch.device("meta"):  # shapes first: a wrong card must not cost memory
         network = build()
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise UserError(
-                f"{path} does not fit the network that it names: {name} is "
-                f"{found.get(name) or 'missing'}, expected {expected.get(name) or 'none'}"
-            )
-        if not torch.isfinite(tensors[name]).all():
-            raise UserError(f"{path} has NaN or infinite weights in {name}")
+    require_fit(path, tensors, network, "the network that it names")
     network = build()
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return CubeNetwork(domain, network.to(device).eval(), card)
@@ -167,8 +161,8 @@ class CubeSolution(NamedTuple):
 class _Attempt(NamedTuple):
     search: SearchName
     size: int
-    weight: float
     max_nodes: int
+    weight: float = 0.0  # of a search that is no beam
     symmetries: int = 1
     max_depth: int = _MAX_DEPTH
 
@@ -197,14 +191,20 @@ class CubeSolver:
         depth = self.settings.perimeter
         if depth is None:
             depth = 6 if self.settings.preset == "best" else 5
-        # In actions of the domain: those of up to m turns get m times as far.
-        self.perimeter_depth = depth
+        self.perimeter_depth = depth  # in turns
         self._perimeter = None
-        if depth >= domain.max_turns:
+        if depth >= domain.max_turns:  # it is made of the domain's actions, of up to so many turns
             self._perimeter = Perimeter(domain, domain.goal, depth // domain.max_turns)
 
     def _check(self) -> None:
         settings = self.settings
+        if settings.search in (None, "q-beam"):
+            for flag, value in (("--weight", settings.weight), ("--stop", settings.stop)):
+                if value is not None:
+                    raise UserError(
+                        f"{flag} is for --search qstar, astar and deferred-astar; a beam has no "
+                        "such setting, and without --search a preset's beams are tried"
+                    )
         for flag, value, low, high in (
             ("--weight", settings.weight, 0.0, 1.0),
             ("--batch-size", settings.batch_size, 1, _MAX_WIDTH),
@@ -255,13 +255,13 @@ class CubeSolver:
 
     def _ladder(self) -> Iterator[_Attempt]:
         settings, fast = self.settings, self.settings.preset == "fast"
-        weight = settings.weight if settings.weight is not None else 0.3 if fast else 0.6
         symmetries = settings.symmetries or 1
         if settings.search is not None:
             beam = settings.search == "q-beam"
             size = settings.batch_size or (4096 if beam else 1000)
             max_nodes = settings.max_nodes or 3_000_000
-            yield _Attempt(settings.search, size, weight, max_nodes, symmetries)
+            weight = _WEIGHT[settings.preset] if settings.weight is None else settings.weight
+            yield _Attempt(settings.search, size, max_nodes, weight, symmetries)
             return
         # Rows of Q of a whole layer are in memory: those of more actions are longer.
         best = 262_144 if self.network.domain.max_turns == 1 else 65_536
@@ -269,7 +269,9 @@ class CubeSolver:
         while True:
             # Wide enough for any cube in the end: four times as wide after each failure.
             max_nodes = settings.max_nodes or 200 * width
-            yield _Attempt("q-beam", width, weight, max_nodes, symmetries, _LADDER_DEPTH)
+            yield _Attempt(
+                "q-beam", width, max_nodes, symmetries=symmetries, max_depth=_LADDER_DEPTH
+            )
             if width >= _MAX_WIDTH:
                 return
             width = min(4 * width, _MAX_WIDTH)
@@ -294,8 +296,9 @@ class CubeSolver:
         search = {"qstar": qstar, "astar": astar, "deferred-astar": deferred_astar}[attempt.search]
         return search(
             domain, q_function, start, weight=attempt.weight, batch_size=attempt.size,
-            stop=self.settings.stop, max_nodes=attempt.max_nodes, max_seconds=max_seconds,
-            perimeter=self._perimeter, progress=show,
+            stop=self.settings.stop or "bound", max_nodes=attempt.max_nodes,
+            max_seconds=max_seconds, perimeter=self._perimeter, progress=show,
+            max_bytes=_SHARE_OF_MEMORY * available_memory(start.device),
         )  # fmt: skip
 
 

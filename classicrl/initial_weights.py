@@ -11,14 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from classicrl.agent_file import (
-    AgentCard,
-    model_path,
-    network_of,
-    protocol_named,
-    require_fit,
-)
-from classicrl.checkpoint import load_model
+from classicrl.agent_file import AgentCard, model_path, network_of, protocol_named
+from classicrl.checkpoint import load_model, require_fit
 from classicrl.cube_solver import load_network
 from classicrl.errors import UserError
 from classicrl.experiment import MODEL_FILE

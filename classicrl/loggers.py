@@ -313,7 +313,9 @@ class MeanMetrics:
         """More values of each name, ``[U]``, or ``[U, K]`` of members side by side."""
         for name, values in metrics.items():
             total = values.double().sum(dim=0)
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
+            if name in self._sums:  # those of a checkpoint lie on the CPU
+                total = self._sums[name].to(total.device) + total
+            self._sums[name] = total
             self._counts[name] = self._counts.get(name, 0) + len(values)
 
     def peek(self, member: int | None = None) -> dict[str, float]:

@@ -27,7 +27,6 @@ from classicrl.checkpoint import (
     CheckpointCorrupt,
     CheckpointNotWritten,
     CheckpointStore,
-    HashedFile,
     checkpoint_paths,
     codec,
     load_model,
@@ -433,7 +432,7 @@ def test_external_files_are_recorded_and_verified(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, warn=no_warning)
     first, second = chunk(tmp_path, 1), chunk(tmp_path, 2)
     sha256 = hashlib.sha256(second.read_bytes()).hexdigest()
-    path = store.save(6, state_of(6), files=[first, HashedFile(second, sha256)])
+    path = store.save(6, state_of(6), files=[first, second])
     external = json.loads((path / "manifest.json").read_text())["external"]
     assert external == {
         "replay/chunk-0001.bin": {
@@ -447,18 +446,6 @@ def test_external_files_are_recorded_and_verified(tmp_path: Path) -> None:
     assert is_whole(read_checkpoint(path), 6)  # the weights do not need the replay memory
     with pytest.raises(CheckpointNotWritten, match="chunk-0001"):
         store.save(7, state_of(7), files=[first])
-
-
-def test_a_precomputed_hash_that_is_wrong_is_noticed_on_load(tmp_path: Path) -> None:
-    warnings: list[str] = []
-    store = CheckpointStore(tmp_path, warn=warnings.append)
-    path = chunk(tmp_path, 1)
-    store.save(6, state_of(6), files=[path])
-    store.save(7, state_of(7), files=[HashedFile(path, "0" * 64)])
-    assert is_whole(store.load_latest(), 6)
-    assert len(warnings) == 1
-    with pytest.raises(ValueError, match="hash"):
-        store.save(8, state_of(8), files=[HashedFile(path, "not a hash")])
 
 
 def test_each_external_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -518,10 +505,11 @@ def test_unnamed_older_replay_files_are_collected(tmp_path: Path) -> None:
     assert remaining() == [0, 1, 2, 3, 4, 5]
     store.save(3, state_of(3), files=files[2:4])
     assert remaining() == [1, 2, 3, 4, 5]
-    store.save(4, state_of(4))  # names no file: says nothing about their age
-    assert remaining() == [1, 2, 3, 4, 5]
-    store.save(5, state_of(5), files=[files[0 + 5]])
-    assert remaining() == [5]  # 4 was never named and is older
+    newer = chunk(tmp_path, 6, age_seconds=-(10**9))  # than the next checkpoint
+    store.save(4, state_of(4))  # names no file: what the one before names stays
+    assert remaining() == [2, 3, 6]
+    store.save(5, state_of(5), files=[newer])
+    assert remaining() == [6]
     assert elsewhere.exists()
     assert is_whole(store.load_latest(), 5)
 

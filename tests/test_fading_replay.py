@@ -70,6 +70,12 @@ class TiledRing:
         return np.roll(self.item, -self.ptr)
 
 
+def test_nothing_is_drawn_before_the_ring_stands() -> None:
+    replay = FadingReplay(S, A, warmup_steps=3, replication=2)
+    with pytest.raises(ValueError, match="0 of 3 warm-up steps"):
+        replay.sample(4)
+
+
 def test_age_profile() -> None:
     expected = [0, 0.014380, 0.087152, 0.167431, 0.182462, 0.182857, 0.182859, 0.182859]
     np.testing.assert_allclose(age_probs(8), expected, atol=1e-6)

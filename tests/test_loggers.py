@@ -309,6 +309,14 @@ def test_one_nan_shows_in_the_mean() -> None:
     assert math.isnan(means.peek()["loss"])
 
 
+def test_means_continue_on_another_device() -> None:
+    """Saved sums of members come back on the CPU, and what is added to them lies on a GPU."""
+    means = MeanMetrics()
+    means.load_state_dict({"sums": {"x": [1.0, 2.0]}, "counts": {"x": 3}})
+    means.add({"x": torch.ones(4, 2, device="meta")})
+    assert means._sums["x"].device.type == "meta" and means._counts["x"] == 7
+
+
 def test_means_continue_from_their_state() -> None:
     means, other = MeanMetrics(), MeanMetrics()
     means.add({"x": torch.tensor([0.1, 0.2, 0.7])})

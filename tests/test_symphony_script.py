@@ -143,6 +143,19 @@ def test_without_a_saved_replay_the_present_policy_refills_it(
     assert summary["refill_steps"] == 40 and summary["num_updates"] == 2 * 80
 
 
+def test_a_warm_up_that_was_not_saved_is_played_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped within the warm-up: what was stored of it comes first, then the rest of it."""
+    settings = {"checkpoint_replay": "none", "obs_norm": True, "evaluation_period_steps": 1_000}
+    run(tmp_path, total_steps=30, **settings)
+    summary = run(tmp_path, total_steps=60, **settings)
+    assert "30 steps of the present policy refill it" in capsys.readouterr().err
+    assert summary["refill_steps"] == 30 and summary["num_updates"] == 2 * 20
+    state = read_checkpoint(checkpoint_paths(tmp_path / "checkpoints")[-1]).state
+    assert state["learner"]["actor"]["obs_norm.std"].ne(1).any()
+
+
 def test_members_and_presets_are_those_of_the_paper() -> None:
     script = load_script("symphony_mujoco")
 
@@ -201,17 +214,16 @@ def test_a_loss_that_is_not_finite_ends_the_run(
 def test_observations_that_are_not_finite_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from classicrl.envs.continuous import ContinuousVector
+    from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 
-    receive = ContinuousVector.recv
+    step = HopperEnv.step
 
-    def broken(self: Any) -> Any:
-        result = receive(self)
-        result.obs[0, 1] = np.nan
-        return result
+    def broken(self: Any, action: Any) -> Any:
+        obs, *others = step(self, action)
+        return (np.where(obs == obs[1], np.nan, obs), *others)
 
-    monkeypatch.setattr(ContinuousVector, "recv", broken)
-    with pytest.raises(RunFailure, match="NaN or infinity at step 1"):
+    monkeypatch.setattr(HopperEnv, "step", broken)
+    with pytest.raises(RunFailure, match=r"an observation that is NaN .* last checkpoint stands"):
         run(tmp_path)
 
 

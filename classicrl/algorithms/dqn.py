@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from classicrl import losses
+from classicrl.checkpoint import load_optimizer_
 from classicrl.networks.heads import (
     BehaviourHead,
     BehaviourOutput,
@@ -248,14 +249,7 @@ class DQNLearner:
         """Continues exactly where :meth:`state_dict` was taken, on this learner's device."""
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        # Copies, and in the memory format of the parameters: the fused optimiser pairs numbers by
-        # their place in memory, and moments in another format would belong to other weights.
-        for parameter in self.parameters:
-            moments = self.optimizer.state[parameter]
-            for name, value in moments.items():
-                like = parameter if value.shape == parameter.shape else value
-                moments[name] = torch.empty_like(like).copy_(value)
+        load_optimizer_(self.optimizer, state["optimizer"])
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ Schulman et al. 2017 (arXiv 1707.06347) for the clipped objective, Burda et al. 
 intrinsic one does not end with an episode. Without a bonus it is plain PPO.
 """
 
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from classicrl import losses
 from classicrl.algorithms.rnd import RND
+from classicrl.checkpoint import load_optimizer_, restore_generator
 from classicrl.distributed import Ranks
 from classicrl.networks.actor_critic import ActorCritic, RecurrentActorCritic
 from classicrl.replay.rollout import Rollout
@@ -132,8 +132,8 @@ class PPOLearner:
         self.ranks = ranks or Ranks()
         self.device = self.policy_parameters[0].device
         # Of its own on every rank: their environments must not act alike.
-        self._seed = seed + 1_000_003 * self.ranks.rank
-        self.generator = torch.Generator(self.device).manual_seed(self._seed)
+        self.generator = torch.Generator(self.device)
+        self.generator.manual_seed(seed + 1_000_003 * self.ranks.rank)
 
     # -- acting ------------------------------------------------------------------------------------
 
@@ -298,18 +298,8 @@ class PPOLearner:
         self.network.load_state_dict(state["network"])
         if self.rnd is not None:
             self.rnd.load_state_dict(state["rnd"])
-        self.optimizer.load_state_dict(dict(state["optimizer"]))
-        # In the memory format of the parameters: the fused optimiser pairs numbers by their place.
-        for parameter in self.parameters:
-            moments = self.optimizer.state[parameter]
-            for name, value in moments.items():
-                like = parameter if value.shape == parameter.shape else value
-                moments[name] = torch.empty_like(like).copy_(value)
-        if state["generator"]["device"] == self.device.type:
-            self.generator.set_state(state["generator"]["state"].cpu())
-        else:  # its states are of another form; what was drawn before is not drawn again
-            saved = zlib.crc32(state["generator"]["state"].cpu().numpy().tobytes())
-            self.generator.manual_seed(self._seed + 1 + saved)
+        load_optimizer_(self.optimizer, state["optimizer"])
+        restore_generator(self.generator, state["generator"]["state"])
 
 
 def sample_actions(log_probs: Tensor, generator: torch.Generator) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from classicrl import losses
+from classicrl.checkpoint import load_optimizer_
 
 
 class QIterationLearner:
@@ -107,4 +108,4 @@ class QIterationLearner:
         """Continues exactly where :meth:`state_dict` was taken, on this learner's device."""
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_(self.optimizer, state["optimizer"])

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from classicrl import losses
+from classicrl.checkpoint import load_optimizer_, restore_generator
 from classicrl.networks.symphony import (
     GradDropout,
     SymphonyActor,
@@ -243,20 +244,20 @@ class SymphonyLearner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues exactly where :meth:`state_dict` was taken, on this learner's device."""
+        """Continues where :meth:`state_dict` was taken, on this learner's device.
+
+        Exactly, if that is the kind of device it was taken on; another kind draws other random
+        numbers from there on.
+        """
         self.actor.load_state_dict(state["actor"])
         self.critics.load_state_dict(state["critics"])
         self.target.load_state_dict(state["target"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for parameter in self.parameters:  # copies: the loaded ones are those of the checkpoint
-            moments = self.optimizer.state[parameter]
-            for name, value in moments.items():
-                moments[name] = value.detach().clone()
+        load_optimizer_(self.optimizer, state["optimizer"])
         self.value_ema.copy_(state["value_ema"])
         for generator, saved in zip(
             (self.acting_generator, self.generator), state["generators"], strict=True
         ):
-            generator.set_state(saved.cpu())
+            restore_generator(generator, saved)
 
 
 class CudaGraphUpdates:

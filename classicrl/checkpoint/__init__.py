@@ -18,15 +18,15 @@ before it is used.
 
 from classicrl.checkpoint.files import CheckpointCorrupt, write_atomic
 from classicrl.checkpoint.manifest import FORMAT_VERSION, JSON
-from classicrl.checkpoint.model_file import load_model, save_model
+from classicrl.checkpoint.model_file import load_model, require_fit, save_model
 from classicrl.checkpoint.store import (
     Checkpoint,
     CheckpointNotWritten,
     CheckpointStore,
-    HashedFile,
     checkpoint_paths,
     read_checkpoint,
 )
+from classicrl.checkpoint.torch_state import load_optimizer_, restore_generator
 
 __all__ = [
     "FORMAT_VERSION",
@@ -35,10 +35,12 @@ __all__ = [
     "CheckpointCorrupt",
     "CheckpointNotWritten",
     "CheckpointStore",
-    "HashedFile",
     "checkpoint_paths",
     "load_model",
+    "load_optimizer_",
     "read_checkpoint",
+    "require_fit",
+    "restore_generator",
     "save_model",
     "write_atomic",
 ]

@@ -47,3 +47,33 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     ) as error:
         raise UserError(f"{path} is not a valid safetensors file: {one_line(error)}") from error
     return tensors, header.get("__metadata__", {})
+
+
+def require_fit(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    network: torch.nn.Module | Mapping[str, torch.Tensor],
+    what: str,
+) -> None:
+    """Refuses weights that a network cannot take, or could not act with.
+
+    Args:
+        path: of the model file, for the message.
+        tensors: what it holds.
+        network: or its ``state_dict``.
+        what: the network, in words.
+
+    Raises:
+        UserError: if a tensor is missing, superfluous, of another shape or not finite.
+    """
+    own = network.state_dict() if isinstance(network, torch.nn.Module) else network
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    for name in sorted(expected.keys() | tensors.keys()):
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found != expected.get(name):
+            raise UserError(
+                f"{path} does not fit {what}: {name} is {found or 'missing'}, "
+                f"expected {expected.get(name) or 'none'}"
+            )
+        if not torch.isfinite(tensors[name]).all():
+            raise UserError(f"{path} has NaN or infinite weights in {name}")

@@ -54,17 +54,6 @@ class Checkpoint(NamedTuple):
     path: Path
 
 
-class HashedFile(NamedTuple):
-    """An external file whose writer hashed the bytes it meant to write, before writing them.
-
-    Handing this to `CheckpointStore.save` spares reading the file back, and notices damage that
-    happened on the way to the disk.
-    """
-
-    path: Path
-    sha256: str  # 64 lower-case hexadecimal digits
-
-
 def checkpoint_paths(directory: Path) -> list[Path]:
     """The complete (renamed, though not verified) checkpoints in `directory`, oldest step first.
 
@@ -162,7 +151,7 @@ class CheckpointStore:
         step: int,
         state: Mapping[str, Any],
         *,
-        files: Sequence[Path | HashedFile] = (),
+        files: Sequence[Path] = (),
         info: Mapping[str, JSON] | None = None,
     ) -> Path:
         """Write the checkpoint of `step`, then prune; returns its path.
@@ -176,10 +165,10 @@ class CheckpointStore:
                 between two tensors is not shared any more. It is serialised in memory, at about
                 three times its size: a replay memory belongs in `files`.
             files: *every* external file that this checkpoint needs: below the store's directory,
-                immutable, flushed to the disk by its writer. Each is hashed once per process unless
-                it comes as `HashedFile`. Files below `replay/` that no remaining checkpoint names
-                are deleted after the save, provided they are older than the newest of `files`
-                (one that is being written, or that is yet to be named, is newer).
+                immutable, flushed to the disk by its writer. Each is hashed once per process. Files
+                below `replay/` that no remaining checkpoint names are deleted after the save,
+                provided they are older than the newest of `files` (one that is being written, or
+                that is yet to be named, is newer), or, without `files`, than the checkpoint.
             info: free-form JSON for the manifest, such as a config hash or library versions.
 
         Raises:
@@ -219,10 +208,9 @@ class CheckpointStore:
             self._collect_garbage(external)
         return final
 
-    def _external_records(self, files: Sequence[Path | HashedFile]) -> dict[str, FileRecord]:
+    def _external_records(self, files: Sequence[Path]) -> dict[str, FileRecord]:
         records = {}
-        for file in files:
-            path = Path(file.path if isinstance(file, HashedFile) else file)
+        for path in files:
             try:
                 name = path.absolute().relative_to(self._directory.absolute()).as_posix()
             except ValueError:
@@ -231,12 +219,8 @@ class CheckpointStore:
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError(f"{path} is not a regular file")
             size, mtime_ns = status.st_size, status.st_mtime_ns
-            if isinstance(file, HashedFile):
-                sha256 = file.sha256
-            else:
-                cached = self._hashes.get(path.absolute())
-                sha256 = cached[2] if cached and cached[:2] == (size, mtime_ns) else ""
-                sha256 = sha256 or hash_file(path)
+            cached = self._hashes.get(path.absolute())
+            sha256 = cached[2] if cached and cached[:2] == (size, mtime_ns) else hash_file(path)
             self._hashes[path.absolute()] = (size, mtime_ns, sha256)
             records[name] = FileRecord(size, sha256)
         file_records({name: record._asdict() for name, record in records.items()})
@@ -276,20 +260,23 @@ class CheckpointStore:
             self._remove(path)
 
     def _collect_garbage(self, newest: dict[str, FileRecord]) -> None:
-        """Delete files in replay/ that are neither named by a checkpoint nor newer than `newest`.
+        """Delete files in replay/ that are neither named by a checkpoint nor newer than `newest`,
+        the files that the newest one names, or than that one itself where it names none.
 
         Put-aside (`.bad`) checkpoints do not count: they would keep their replay memory for ever.
         """
         replay = self._directory / _REPLAY_DIRECTORY
-        if not newest or replay.is_symlink() or not replay.is_dir():
+        if replay.is_symlink() or not replay.is_dir():
             return
         named = set(newest)
+        checkpoints = checkpoint_paths(self._directory)
         try:
-            for checkpoint in checkpoint_paths(self._directory):
+            for checkpoint in checkpoints:
                 named |= read_manifest(checkpoint).external.keys()
         except UserError:
             return  # what an unreadable manifest names is unknown: delete nothing
-        newest_ns = max((self._directory / name).stat().st_mtime_ns for name in newest)
+        dated = [self._directory / name for name in newest] or checkpoints[-1:]
+        newest_ns = max(path.stat().st_mtime_ns for path in dated)
         for root, _, names in os.walk(replay):
             for path in (Path(root, name) for name in names):
                 unnamed = path.relative_to(self._directory).as_posix() not in named

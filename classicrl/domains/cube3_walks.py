@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from classicrl.checkpoint import restore_generator
 from classicrl.domains.cube3 import Cube3
 from classicrl.domains.walks import random_walks
 from classicrl.search.nodes import Perimeter
@@ -108,12 +109,12 @@ class CubeWalks:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues there."""
-        self._before_pool = state["before_pool"]
         self._pool_walks, self._used = state["pool_walks"], state["used"]
         if self._pool_walks:
-            self._generator.set_state(self._before_pool)
+            restore_generator(self._generator, state["before_pool"])
+            self._before_pool = self._generator.get_state()
             self._pool = self.draw(self._pool_walks)
-        self._generator.set_state(state["generator"])
+        restore_generator(self._generator, state["generator"])
 
     def _known(self, states: Tensor, distance: Tensor) -> Tensor:
         """Distances [W, L] at most the steps taken; exact in the ball, beyond it outside."""

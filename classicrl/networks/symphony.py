@@ -178,8 +178,8 @@ class SymphonyActor(nn.Module):
         hidden: width of the block.
         centre, scale: ``[A]``: what is done in the environment is ``centre + scale * u``.
         grad_dropout: see :class:`GradDropout`.
-        obs_norm: whether observations are standardised by ``obs_mean`` and ``obs_std``, buffers
-            that :meth:`set_obs_norm` fills.
+        obs_norm: whether observations are standardised by the buffers ``obs_norm.mean`` and
+            ``obs_norm.std``, which ``SymphonyLearner.set_obs_norm`` fills.
     """
 
     centre: Tensor

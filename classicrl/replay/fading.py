@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from classicrl.checkpoint import restore_generator
 from classicrl.errors import UserError
 from classicrl.types import ControlBatch
 
@@ -288,7 +289,12 @@ class FadingReplay:
         Args:
             batch_size: B.
             generator: draws with this one, for a look that leaves the buffer's own as it is.
+
+        Raises:
+            ValueError: before :meth:`finish_warmup`.
         """
+        if not self.warmup_done:
+            raise ValueError(f"{self.num_warmup} of {self.warmup_steps} warm-up steps are stored")
         ranks = self.sample_ranks(batch_size, generator=generator)
         rows = self._rows.index_select(0, self.rows_of_ranks(ranks))
         split = self.obs_size + self.action_size
@@ -346,7 +352,7 @@ class FadingReplay:
         """
         scale = state["reward_scale"]
         self.reward_scale = None if scale is None else float(scale)
-        self.generator.set_state(state["generator"].cpu())
+        restore_generator(self.generator, state["generator"])
         self.num_warmup = self.num_writes = 0
         self.warmup_done = False
         if "rows" not in state:
