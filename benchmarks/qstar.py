@@ -117,7 +117,7 @@ def measure(config: Config) -> dict[str, Any]:
         count = scrambles[actions]
         settings = SolveSettings(
             search=search,  # type: ignore[arg-type]
-            weight=weight,
+            weight=None if search == "q-beam" else weight,
             batch_size=size,
             max_nodes=config.max_nodes,
             max_seconds=config.max_seconds,

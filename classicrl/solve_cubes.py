@@ -31,11 +31,13 @@ class SolveSettings:
     search: SearchName | None = None
     """One search instead of the preset's ladder."""
     weight: float | None = None
-    """Of the moves made against those estimated to remain, 0 to 1. Default: 0.3, best 0.6."""
+    """Of the moves made against those estimated to remain, 0 to 1, for --search but q-beam.
+    Default: 0.3, best 0.6."""
     batch_size: int | None = None
     """States per batch; the width of q-beam."""
-    stop: Literal["bound", "first"] = "bound"
-    """bound: until nothing better is promised. first: at the first solution."""
+    stop: Literal["bound", "first"] | None = None
+    """bound: until nothing better is promised. first: at the first solution. For --search but
+    q-beam. Default: bound."""
     max_nodes: int | None = None
     """States to generate in a search. Default: 3,000,000; in a ladder, 200 times the width."""
     max_seconds: float = 600.0

@@ -12,10 +12,12 @@ is not finished and reports what is. Two engines may even take turns on one swee
 results.csv and curves.png are written into --out.
 """
 
+import ast
 import csv
 import dataclasses
 import fcntl
 import io
+import itertools
 import os
 import re
 import shlex
@@ -46,7 +48,7 @@ class Config:
     file: Path | None = None
     """A TOML file with any of the settings below; flags win over it."""
     agents: tuple[str, ...] = ()
-    """Scripts of agents/, each with flags of its own: "va_minatar --member dqn"."""
+    """Scripts of agents/, each with flags of its own: "va_minatar --member dqn --num-seeds 1"."""
     envs: tuple[str, ...] = ()
     """For --env-id. A file that ends in .txt stands for its lines. None: the script's default."""
     seeds: tuple[int, ...] = (0,)
@@ -99,7 +101,8 @@ def trials_of(config: Config) -> list[Trial]:
     """All combinations.
 
     Raises:
-        UserError: for an unknown agent, an unreadable list, or two trials that are the same.
+        UserError: for an unknown agent or one that cannot be swept, an unreadable list, two trials
+            that are the same, or seeds that more than one trial would train.
     """
     if not config.agents:
         raise UserError("name one or more --agents")
@@ -112,8 +115,14 @@ def trials_of(config: Config) -> list[Trial]:
         if not path.is_file():
             known = ", ".join(sorted(found.stem for found in path.parent.glob("*.py")))
             raise UserError(f"there is no agent {script!r}: choose of {known}")
+        settings = settings_of(path)
+        lacking = [f"--{name}" for name in ("run-dir", "seed", "threads") if name not in settings]
+        if settings and lacking:
+            raise UserError(f"{script} cannot be swept: it has no {', '.join(lacking)}")
         flags = own_flags + shlex.split(config.flags)
         named = {flag.partition("=")[0] for flag in flags}
+        if "num-seeds" in settings:
+            require_apart(script, config.seeds, num_seeds_of(flags, settings["num-seeds"]))
         for flag in ("--run-dir", "--seed", "--overwrite"):
             if flag in named:
                 raise UserError(f"{flag} is the sweep's to set: leave it out of --agents, --flags")
@@ -137,6 +146,41 @@ def trials_of(config: Config) -> list[Trial]:
                 name = f"{agent}, {env_id or 'its environment'}, seed {seed}"
                 trials[directory] = Trial(name, directory, tuple(command))
     return list(trials.values())
+
+
+def settings_of(script: Path) -> dict[str, Any]:
+    """Flags of a script, without dashes, and their defaults as far as they are plain values.
+
+    As its class Config has them, which is read, not run; nothing where there is no such class.
+    """
+    return {
+        field.target.id.replace("_", "-"): getattr(field.value, "value", None)
+        for found in ast.parse(script.read_text()).body
+        if isinstance(found, ast.ClassDef) and found.name == "Config"
+        for field in found.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+
+
+def num_seeds_of(flags: Sequence[str], default: int) -> int:
+    """How many seeds a trial trains, by its flags."""
+    number = str(default)
+    for flag, value in itertools.pairwise([*flags, ""]):
+        if flag == "--num-seeds":
+            number = value
+        elif flag.startswith("--num-seeds="):
+            number = flag.partition("=")[2]
+    return int(number) if number.isdecimal() else default  # the script refuses what is no number
+
+
+def require_apart(script: str, seeds: Sequence[int], num_seeds: int) -> None:
+    """Raises UserError if two trials would train the same seed."""
+    for before, seed in itertools.pairwise(sorted(seeds)):
+        if before < seed < before + num_seeds:
+            raise UserError(
+                f"a trial of {script} trains {num_seeds} seeds, from --seed on, so those of seeds "
+                f"{before} and {seed} overlap: add --num-seeds 1 to its flags, or give one of them"
+            )
 
 
 def environments(names: Sequence[str]) -> Iterator[str]:

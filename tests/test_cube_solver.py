@@ -57,7 +57,8 @@ SHORT = "R U' F2 L D' B R' U"  # 9 quarter turns
 @pytest.mark.parametrize("search", [None, "qstar", "astar", "deferred-astar", "q-beam"])
 def test_every_search_solves_a_short_scramble(network: Path, search: str | None) -> None:
     config = SolveConfig(
-        scramble=SHORT, network=network, search=search, perimeter=5, weight=1.0,
+        scramble=SHORT, network=network, search=search, perimeter=5,
+        weight=None if search in (None, "q-beam") else 1.0,
         batch_size=20_000 if search == "q-beam" else 300,
         threads=1, max_nodes=200_000,
     )  # type: ignore[arg-type]  # fmt: skip
@@ -232,9 +233,12 @@ BAD_SETTINGS: list[tuple[dict[str, object], str]] = [
     ({"random": 1, "scramble": "R"}, "say which cubes"),
     ({"facelets": SOLVED, "scramble": "R"}, "say which cubes"),
     ({"scrambles_file": Path("/nowhere/at/all")}, "cannot be read"),
-    ({"random": 1, "weight": -0.1}, "--weight"),
-    ({"random": 1, "weight": 1.5}, "--weight"),
-    ({"random": 1, "weight": float("nan")}, "--weight"),
+    ({"random": 1, "search": "qstar", "weight": -0.1}, "--weight must"),
+    ({"random": 1, "search": "astar", "weight": 1.5}, "--weight must"),
+    ({"random": 1, "search": "qstar", "weight": float("nan")}, "--weight must"),
+    ({"random": 1, "weight": 0.5}, "--weight is for --search qstar"),
+    ({"random": 1, "stop": "first"}, "--stop is for --search qstar"),
+    ({"random": 1, "search": "q-beam", "weight": 0.0}, "--weight is for --search qstar"),
     ({"random": 1, "batch_size": 0}, "--batch-size"),
     ({"random": 1, "batch_size": -5}, "--batch-size"),
     ({"random": 1, "batch_size": 1 << 40}, "--batch-size"),

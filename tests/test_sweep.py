@@ -171,6 +171,23 @@ def test_what_cannot_be_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_agents_that_train_several_seeds_do_not_train_one_twice(tmp_path: Path) -> None:
+    def trials(agent: str, *seeds: int) -> int:
+        return len(sweep.trials_of(sweep.Config(agents=(agent,), seeds=seeds, out=tmp_path)))
+
+    with pytest.raises(UserError, match=r"trains 5 seeds, .* seeds 9 and 13 overlap: add"):
+        trials("va_minatar --member dqn", 9, 13, 4)
+    with pytest.raises(UserError, match=r"trains 2 seeds, .* seeds 0 and 1 overlap"):
+        trials("va_classic_control --num-seeds=2", 0, 1)
+    assert trials("va_minatar", 0, 5) == trials("va_minatar --num-seeds 1", 0, 1) == 2
+    assert trials("dueling_dqn_atari", 0, 1) == 2
+
+
+def test_an_agent_that_lacks_a_flag_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="va_tabular cannot be swept: it has no --threads"):
+        sweep.trials_of(sweep.Config(agents=("va_tabular",), out=tmp_path))
+
+
 def test_a_container_with_two_cpus_gets_two_workers(
     tmp_path: Path, toy: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
