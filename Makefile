@@ -81,7 +81,7 @@ require-benchmark:
 
 # Each stamp says that one set of extras is installed as setup.cfg and constraints.txt want it.
 .venv/.stamp-demo: extras :=
-.venv/.stamp-run: extras := atari,minatar,plots
+.venv/.stamp-run: extras := atari,minatar,mujoco,plots
 .venv/.stamp-test: extras := dev
 .venv/.stamp-docs: extras := docs
 .venv/.stamp-bench: extras := atari,minatar,plots,bench

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from classicrl.command_line import (
     exit_with,
-    has_nvidia_driver,
+    expects_gpu,
     may_change,
     not_recorded,
     parse,
@@ -133,7 +133,7 @@ def resolve(config: Config) -> Config:
 
 
 if __name__ == "__main__":  # before torch is imported, so that --help answers at once
-    command_line = parse(PRESETS, "gpu" if has_nvidia_driver() else "cpu", __doc__ or "")
+    command_line = parse(PRESETS, "gpu" if expects_gpu() else "cpu", __doc__ or "")
 
 import contextlib
 import math

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from classicrl.command_line import (
     exit_with,
-    has_nvidia_driver,
+    expects_gpu,
     may_change,
     not_recorded,
     parse,
@@ -149,7 +149,7 @@ def resolve(config: Config) -> Config:
 
 
 if __name__ == "__main__":  # before torch is imported, so that --help answers at once
-    command_line = parse(PRESETS, "paper" if has_nvidia_driver() else "cpu", __doc__ or "")
+    command_line = parse(PRESETS, "paper" if expects_gpu() else "cpu", __doc__ or "")
 
 import contextlib
 import math
@@ -452,8 +452,8 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
 
     # -- The loop ------------------------------------------------------------------------------
     with contextlib.ExitStack() as closing:
-        closing.enter_context(progress)
-        if log is not None:
+        if log is not None:  # of the first of the processes, which alone shows how far it is
+            closing.enter_context(progress)
             closing.enter_context(log)
         for part in envs:
             closing.callback(part.close)

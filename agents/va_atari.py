@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from classicrl.command_line import (
     exit_with,
-    has_nvidia_driver,
+    expects_gpu,
     may_change,
     not_recorded,
     parse,
@@ -148,7 +148,7 @@ def resolve(config: Config) -> Config:
 
 
 if __name__ == "__main__":  # before torch is imported, so that --help answers at once
-    command_line = parse(PRESETS, "gpu" if has_nvidia_driver() else "cpu", __doc__ or "")
+    command_line = parse(PRESETS, "gpu" if expects_gpu() else "cpu", __doc__ or "")
 
 import contextlib
 import math
@@ -345,18 +345,16 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             envs.send(action)
             stored = action
             if config.soft_labels:
-                acting = acting_distribution(greedy, epsilon, envs.num_actions)
-                stored = np.column_stack([action, acting])
+                drawn_from = acting_distribution(greedy, epsilon, envs.num_actions)
+                stored = np.column_stack([action, drawn_from])
 
             # While the emulators run, the learner learns from what is in the replay already.
             due = crossings(before, after, config.update_period_steps)
             if due and before >= config.first_update_steps and not refill_left:
                 batch, acting = replay.sample(due * config.batch_size), None
                 if config.soft_labels:
-                    batch, acting = (
-                        batch._replace(action=batch.action[:, 0].long()),
-                        batch.action[:, 1:],
-                    )
+                    acting = batch.action[:, 1:]
+                    batch = batch._replace(action=batch.action[:, 0].long())
                 metrics = learner.update(batch, num_updates=due, acting=acting)
                 means.add(metrics)
                 grad_norms.append(metrics["grad_norm"])

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Set
+from importlib import metadata
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -46,9 +47,11 @@ def parse(presets: Mapping[str, ConfigT], default: str, description: str) -> Con
     return tyro.cli(type(preset), default=preset, description=description)
 
 
-def has_nvidia_driver() -> bool:
-    """Whether this machine has an NVIDIA GPU, as far as can be told without loading torch."""
-    return os.path.exists("/proc/driver/nvidia/version") or os.path.exists("/dev/nvidia0")
+def expects_gpu() -> bool:
+    """Whether there is an NVIDIA GPU that torch can use, as far as can be told without loading it:
+    the driver is there, and torch is no build for CPUs alone."""
+    has_driver = any(map(os.path.exists, ("/proc/driver/nvidia/version", "/dev/nvidia0")))
+    return has_driver and not metadata.version("torch").endswith("+cpu")
 
 
 def exit_with(main: Callable[[ConfigT], Any], config: ConfigT) -> NoReturn:

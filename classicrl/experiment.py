@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args, get_type_hints
 
 from classicrl.checkpoint import write_atomic
 from classicrl.console import limit_in_words
@@ -152,10 +152,14 @@ class Run:
             else:
                 differing.append(f"{name} is {new}, was {old}")
         if differing:
+            # The preset may have been the machine's choice, and the others follow from it.
+            preset = ""
+            if any(difference.startswith("preset is ") for difference in differing):
+                preset = f"continue it with --preset {recorded['preset']}, "
             raise UserError(
                 f"{self.directory} holds a run with another configuration ("
                 + "; ".join(differing)
-                + "): use --overwrite to start afresh, or another --run-dir"
+                + f"): {preset}use --overwrite to start afresh, or another --run-dir"
             )
         if changed:
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -164,7 +168,7 @@ class Run:
             if "sha256" in record:
                 record["sha256"] = _sha256(record["config"])
             write_json(path, record)
-        return dataclasses.replace(config, **derived)  # type: ignore[type-var]
+        return dataclasses.replace(config, **_from_json(type(config), derived))  # type: ignore[type-var]
 
     def _begun(self) -> bool:
         """Whether anything was made of the configuration yet."""
@@ -327,6 +331,20 @@ def as_json(config: Any) -> dict[str, Any]:
     return plain
 
 
+def _from_json(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Recorded values as fields of the configuration: what JSON has no type for gets its own."""
+    types = get_type_hints(kind)
+    result = {}
+    for name, value in values.items():
+        allowed = (types[name], *get_args(types[name]))
+        if isinstance(value, str) and Path in allowed:
+            value = Path(value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        result[name] = value
+    return result
+
+
 def _sha256(config: dict[str, Any]) -> str:
     """Of a recorded configuration. It is a guard against damage, not against intent."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
@@ -345,6 +363,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object")
     return value
+
+
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """:func:`read_json`; an empty one where there is no such file."""
+    return read_json(path) if path.exists() else {}
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:

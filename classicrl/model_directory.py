@@ -24,7 +24,7 @@ from classicrl.experiment import (
     MODEL_FILE,
     SUMMARY_FILE,
     json_bytes,
-    read_json,
+    read_json_if_there,
     versions,
 )
 from classicrl.reports.players import Player, player_of
@@ -64,8 +64,8 @@ def export_model(run_directory: Path, out: Path, *, licence: str = "mit") -> Pla
         raise UserError(f"{out} exists: choose another --out, or take it away")
     player = player_of(source)
     directory = source.parent
-    record = _object(directory / CONFIG_FILE)
-    summary = _object(directory / SUMMARY_FILE)
+    record = read_json_if_there(directory / CONFIG_FILE)
+    summary = read_json_if_there(directory / SUMMARY_FILE)
     texts = {MODEL_FILE: source.read_bytes()}
     if record:
         texts[CONFIG_FILE] = json_bytes(without_paths(record))
@@ -97,7 +97,7 @@ def check_model(directory: Path) -> Player:
     if ":" in metadata.get("env_id", ""):  # gymnasium would import the part before it
         raise UserError(f"{source} names the environment {metadata['env_id']!r}, which is refused")
     for name in (CONFIG_FILE, SUMMARY_FILE):
-        _object(directory / name)
+        read_json_if_there(directory / name)
     return player_of(source)
 
 
@@ -224,7 +224,3 @@ def _package(player: Player) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}

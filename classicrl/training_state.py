@@ -18,7 +18,7 @@ from torch import nn
 from classicrl.checkpoint import Checkpoint, CheckpointNotWritten, CheckpointStore, save_model
 from classicrl.distributed import Ranks
 from classicrl.errors import RunFailure, UserError
-from classicrl.experiment import CONFIG_FILE, MODEL_FILE, read_json
+from classicrl.experiment import CONFIG_FILE, MODEL_FILE, read_json_if_there
 from classicrl.networks import member_state
 from classicrl.replay import MemberReplays, ReplayArchive, ReplayBuffer
 from classicrl.types import Stateful
@@ -125,6 +125,11 @@ class TrainingState:
             )
         try:
             self._restore(checkpoint.state)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{checkpoint.path} does not fit into what is free of the GPU's memory: free some, "
+                "or continue with --device cpu"
+            ) from error
         except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise UserError(
@@ -240,8 +245,7 @@ def _state_of(part: Stateful | np.random.Generator) -> dict[str, Any]:
 
 def _run_id(directory: Path) -> dict[str, str]:
     """Of the run that the directory was made for, so that no other's checkpoint is continued."""
-    path = directory / CONFIG_FILE
-    record = read_json(path) if path.exists() else {}
+    record = read_json_if_there(directory / CONFIG_FILE)
     return {"run": record["run"]} if isinstance(record.get("run"), str) else {}
 
 

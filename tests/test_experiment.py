@@ -34,12 +34,16 @@ class Settings:
     total_steps: int = may_change(1000)
     log_period_steps: int = may_change(50)
     decay_steps: int | None = None
+    teacher: Path | None = None
+    sizes: tuple[int, ...] | None = None
     run_dir: Path | None = not_recorded(None)
 
 
 def resolve(settings: Settings) -> Settings:
     return dataclasses.replace(
-        settings, decay_steps=settings.decay_steps or settings.total_steps // 10
+        settings,
+        decay_steps=settings.decay_steps or settings.total_steps // 10,
+        sizes=settings.sizes or (3, 4),
     )
 
 
@@ -172,7 +176,7 @@ def test_an_interrupted_overwrite_never_leaves_checkpoints_without_their_configu
 
 def test_new_run_records_what_was_asked_and_what_it_resolved_to(tmp_path: Path) -> None:
     settings = configure(tmp_path, width=16, run_dir=tmp_path)
-    assert settings == Settings(width=16, decay_steps=100, run_dir=tmp_path)
+    assert settings == Settings(width=16, decay_steps=100, sizes=(3, 4), run_dir=tmp_path)
     record = read_json(tmp_path / "config.json")
     assert record["config"] == {
         "width": 16,
@@ -181,6 +185,8 @@ def test_new_run_records_what_was_asked_and_what_it_resolved_to(tmp_path: Path) 
         "total_steps": 1000,
         "log_period_steps": 50,
         "decay_steps": 100,
+        "teacher": None,
+        "sizes": [3, 4],
     }
     assert record["changes"] == []
     assert {"classicrl", "torch", "numpy", "python"} <= set(record["versions"])
@@ -193,6 +199,32 @@ def test_the_same_command_continues_with_the_same_configuration(tmp_path: Path) 
         first, run_dir=tmp_path
     )
     assert (tmp_path / "config.json").read_text() == before
+
+
+def test_recorded_values_come_back_as_what_they_were(tmp_path: Path) -> None:
+    configure(tmp_path, teacher=Path("x/y"))
+    settings = configure(tmp_path)
+    assert settings.teacher == Path("x/y") and settings.sizes == (3, 4)
+
+
+def test_a_preset_that_differs_is_named_as_the_way_to_continue(tmp_path: Path) -> None:
+    """It may have been chosen by the machine that the run began on."""
+
+    @dataclasses.dataclass(frozen=True)
+    class WithPreset(Settings):
+        preset: str = "cpu"
+
+    def configured(**asked: Any) -> None:
+        with Run(tmp_path) as run:
+            run.configure(WithPreset(**asked), lambda settings: settings)
+            (tmp_path / "checkpoints").mkdir(exist_ok=True)
+
+    configured()
+    with pytest.raises(UserError, match="continue it with --preset cpu, use --overwrite"):
+        configured(preset="gpu", width=9)
+    with pytest.raises(UserError) as caught:
+        configured(width=9)
+    assert "--preset" not in str(caught.value)
 
 
 def test_every_field_that_differs_is_named(tmp_path: Path) -> None:
@@ -211,7 +243,9 @@ def test_every_field_that_differs_is_named(tmp_path: Path) -> None:
 def test_derived_values_keep_their_length_when_the_run_gets_longer(tmp_path: Path) -> None:
     configure(tmp_path)
     settings = configure(tmp_path, total_steps=5000, log_period_steps=10)
-    assert settings == Settings(total_steps=5000, log_period_steps=10, decay_steps=100)
+    assert settings == Settings(
+        total_steps=5000, log_period_steps=10, decay_steps=100, sizes=(3, 4)
+    )
     record = read_json(tmp_path / "config.json")
     assert record["config"]["total_steps"] == 5000
     assert record["config"]["decay_steps"] == 100

@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from classicrl.checkpoint import CheckpointStore
 from classicrl.envs.gym_vector import MINATAR_GAMES, GymVector, gym_protocol
+from classicrl.envs.plain_state import plain_state_of, restore_plain_state
 from classicrl.errors import UserError
 
 HAS_MINATAR = importlib.util.find_spec("minatar") is not None
@@ -160,6 +161,21 @@ def test_environments_that_cannot_be_saved_begin_other_episodes() -> None:
     other.load_state_dict(envs.state_dict())
     assert not other.resumed_exactly
     assert other.observation()[:, 0].tolist() == [0.0, 0.0]
+
+
+def test_what_an_environment_counts_is_saved_whatever_its_name() -> None:
+    """Names that elsewhere belong to a window are no reason to leave a number out."""
+
+    class Clocked(gymnasium.Env[Any, Any]):
+        def __init__(self) -> None:
+            self.clock, self.screen = 5, object()
+
+    env = Clocked()
+    state = plain_state_of(env)
+    assert state is not None and state[0]["clock"] == 5 and "screen" not in state[0]
+    env.clock = 0
+    restore_plain_state(env, state)
+    assert env.clock == 5
 
 
 def test_a_second_start_plays_other_episodes() -> None:

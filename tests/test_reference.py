@@ -14,7 +14,7 @@ from synthetic_runs import set_weight, write_model, write_peer, write_run
 from classicrl.agent_file import load_agent
 from classicrl.errors import UserError
 from classicrl.evaluation import AtariEvaluator
-from classicrl.reports.publish import command_of, publish
+from classicrl.reports.publish import command_of, publish, without_paths
 from classicrl.reports.records import read_run
 from classicrl.reports.reference import Entry, Verdict, find, read_index, verify
 from classicrl.reports.results import has_block, with_block, write_results
@@ -153,6 +153,19 @@ def test_no_path_of_the_training_machine_is_published(tmp_path: Path, run: Path)
         if path.suffix in (".json", ".csv"):
             assert str(tmp_path) not in path.read_text()
             assert "somewhere" not in path.read_text()
+
+
+def test_of_every_path_only_the_last_parts_are_left() -> None:
+    record = {
+        "config": {"teacher": "/home/jane/secret/runs/cube/seed0", "trunk": None, "env_id": "a/b"},
+        "files": ["/home/jane/secret/a/b/c", 3],
+        "run_dir": "somewhere",
+    }
+    assert without_paths(record) == {
+        "config": {"teacher": "runs/cube/seed0", "trunk": None, "env_id": "a/b"},
+        "files": ["a/b/c", 3],
+        "run_dir": None,
+    }
 
 
 def test_long_metrics_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:

@@ -32,10 +32,13 @@ def layers_of(env: Any) -> list[Any]:
     return layers
 
 
-# Set once when the environment is made, or never used without a window.
-_FIXED = {"env", "game", "spec", "action_space", "observation_space", "metadata", "channels"}
+# Set once when the environment is made.
+_FIXED = {"env", "spec", "action_space", "observation_space", "metadata", "render_mode"}
 _FIXED |= {"_action_space", "_observation_space", "_metadata", "_cached_spec", "_reward_range"}
-_FIXED |= {"render_mode", "screen", "clock", "isopen", "action_set", "action_map", "_saved_kwargs"}
+_FIXED |= {"action_set", "action_map", "_saved_kwargs"}
+# In classic control and MinAtar the window's, or fixed, and then not plain. Other environments may
+# count in them.
+_OFTEN_FIXED = {"game", "channels", "screen", "clock", "isopen"}
 
 
 def plain_attributes(layer: Any, *, skip: bool = False) -> dict[str, Any]:
@@ -47,7 +50,7 @@ def plain_attributes(layer: Any, *, skip: bool = False) -> dict[str, Any]:
         try:
             plain[name] = to_plain(value)
         except TypeError:
-            if not skip:
+            if not skip and name not in _OFTEN_FIXED:
                 raise
     return plain
 

@@ -15,14 +15,14 @@ from classicrl.networks.linear import Linear
 _CPU_PORTION = 2_048
 
 # Where a processor multiplies bfloat16 itself, searches use it: sums stay float32, and Q of the
-# shipped networks moves by about 0.01 (tests/test_byte_q_network.py). Others crawl with it.
+# shipped networks moves by about 0.01 (tests/test_byte_q_network.py). Others emulate it, slowly.
 _CAPABILITIES: dict[str, Any] = getattr(
     torch.cpu, "get_capabilities", dict
 )()  # not in every release of torch
 _CPU_HAS_BF16 = any(_CAPABILITIES.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
-# Actions from which on the output layer's product is worth it, too.
+# Output layers at least this wide are multiplied in bfloat16, too: narrower ones gain nothing.
 _WIDE_HEAD = 128
 
 

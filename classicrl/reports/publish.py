@@ -31,7 +31,6 @@ from classicrl.reports.statistics import bootstrap_interval, interval_from_std, 
 MAX_WEIGHTS_BYTES = 8 * 2**20
 MAX_METRICS_ROWS = 1_000
 
-_PATHS = ("init_from", "trunk")  # settings
 _KEPT_PARTS = 3  # <agent>/<environment>/seed<n>
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -273,7 +272,9 @@ def without_paths(record: dict[str, Any]) -> dict[str, Any]:
             return None
         if isinstance(value, dict):
             return without_paths(value)
-        if key in _PATHS and isinstance(value, str) and Path(value).is_absolute():
+        if isinstance(value, list):
+            return [shown(key, item) for item in value]
+        if isinstance(value, str) and Path(value).is_absolute():
             return "/".join(Path(value).parts[1:][-_KEPT_PARTS:])
         return value
 

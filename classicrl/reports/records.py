@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from classicrl.errors import UserError
-from classicrl.experiment import MODEL_FILE, read_json
+from classicrl.experiment import MODEL_FILE, read_json_if_there
 from classicrl.loggers import read_csv
 
 XAxis = Literal["steps", "frames", "hours"]
@@ -101,8 +101,8 @@ def read_run(directory: Path) -> RunRecord:
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory: name a run directory")
-    summary = _json_if_there(directory / "summary.json")
-    record = _json_if_there(directory / "config.json")
+    summary = read_json_if_there(directory / "summary.json")
+    record = read_json_if_there(directory / "config.json")
     config = record.get("config", summary.get("config", {}))
     if not isinstance(config, dict):
         raise UserError(f"{directory} has no readable configuration in its config.json")
@@ -145,12 +145,8 @@ def read_run(directory: Path) -> RunRecord:
 
 def is_shared_by_seeds(directory: Path) -> bool:
     """Whether a directory holds what seeds trained side by side share, and no curve of its own."""
-    config = _json_if_there(directory / "config.json").get("config", {})
+    config = read_json_if_there(directory / "config.json").get("config", {})
     return isinstance(config, dict) and config.get("num_seeds", 1) > 1
-
-
-def _json_if_there(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
 
 
 def card_of_model(path: Path) -> dict[str, str]:

@@ -524,14 +524,8 @@ def in_words(value: Any) -> str:
         case float():
             if not math.isfinite(value):
                 return "-" if math.isnan(value) else str(value)
-            whole = value.is_integer() and abs(value) < 1e15
-            return (
-                f"{value:,.0f}"
-                if whole
-                else f"{value:.4g}"
-                if abs(value) < 1e4
-                else f"{value:,.0f}"
-            )
+            whole = value.is_integer() or abs(value) >= 1e4
+            return f"{value:,.0f}" if whole else f"{value:.4g}"
         case list() if len(value) > 8 and all(type(v) in (int, float) for v in value):
             numbers = [float_of(v) for v in value]
             mean = in_words(sum(numbers) / len(numbers))
