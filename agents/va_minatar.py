@@ -8,6 +8,10 @@ that acted), va-raw (c zero), rdq (c zero, both streams kept small). Network and
 of the comparison in arXiv 2507.09523, but for what docs/va_learning.md names; the equations are
 there, too.
 
+VA-learning, V and A each learned from the bootstrapped target, is of Tang et al. 2023 (arXiv
+2305.18161); we found no public code, and its loss, the head for mu and all settings are our
+reconstruction (docs/va_learning.md).
+
 --num-seeds networks are trained side by side as one (networks/linear.py): each has its own games,
 replay and random numbers, and learns what it would learn alone, up to rounding. Each seed gets a
 run directory of its own; what they share, the checkpoints, lies in one beside them.

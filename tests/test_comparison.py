@@ -1,4 +1,5 @@
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,9 @@ def test_differences_in_standard_errors() -> None:
     # Of two squares the sum is exponential.
     assert found.sum_of_squares == pytest.approx(z["dqn"] ** 2 + z["rdq"] ** 2)
     assert found.chance == pytest.approx(math.exp(-found.sum_of_squares / 2))
+    assert found.lean == pytest.approx((z["dqn"] + z["rdq"]) / 2**0.5)
+    normal = statistics.NormalDist()
+    assert found.chance_of_lean == pytest.approx(2 * normal.cdf(-abs(found.lean)))
     assert agreement([score for score in table.scores if score.agent == "va"]) is None
 
 
@@ -187,11 +191,19 @@ def test_improvements_are_on_dqn_over_the_games_of_both() -> None:
         *seeds_of("va", "Freeway", [9.0, 9.0]),
         *seeds_of("rdq", "Freeway", [5.0]),
     ]
-    va, rdq = compare(entries)[0].improvements
+    (table,) = compare(entries)
+    va, rdq = table.improvements
     assert (va.agent, va.games) == ("va", ["Asterix", "Freeway"])
     assert va.estimate.value == pytest.approx((5 / 6 + 1) / 2)
     assert (rdq.agent, rdq.games, rdq.fewest_seeds) == ("rdq", ["Freeway"], 1)
     assert rdq.estimate.value == pytest.approx(0.5 / 3)
+    assert [
+        (gain.games, gain.agent, gain.estimate.value) for gain in table.improvements_by_game
+    ] == [
+        (["Asterix"], "va", pytest.approx(5 / 6)),
+        (["Freeway"], "va", 1.0),
+        (["Freeway"], "rdq", pytest.approx(0.5 / 3)),
+    ]
     assert compare(seeds_of("va", "Asterix", [2.0, 4.0]))[0].improvements == []
 
 

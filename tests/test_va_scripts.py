@@ -171,6 +171,53 @@ def test_a_run_leaves_everything_and_learns(case: Case, finished: Finished) -> N
         assert not any(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
+class Built(Exception):
+    """The learner that a script has made."""
+
+
+STREAMS: dict[str, tuple[str, float, str | None]] = {
+    "dqn": ("squared", 0.0, None),
+    "dueling": ("squared", 0.0, "mean"),
+    "dueling-behaviour": ("squared", 0.0, "behaviour"),
+    "va": ("va", 0.0, "behaviour"),
+    "va-raw": ("va", 0.0, "none"),
+    "rdq": ("squared", 1e-3, "none"),
+}
+"""Loss, penalty and what centres the advantage, written down once more."""
+
+
+@pytest.mark.parametrize("case", [*CASES, Case("dueling_dqn_atari", "dueling")], ids=str)
+def test_a_script_builds_the_member_that_was_asked_for(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load_script(case.script)
+    built: list[DQNLearner] = []
+
+    def build(*arguments: Any, **settings: Any) -> DQNLearner:
+        built.append(DQNLearner(*arguments, **settings))
+        raise Built
+
+    monkeypatch.setattr(script, "DQNLearner", build)
+    settings = SETTINGS.get(case.script, {**COMMON, "num_envs": 1}) | {"run_dir": tmp_path}
+    if case.script != "dueling_dqn_atari":
+        settings |= {"member": case.member}
+    with pytest.raises(Built):
+        script.main(script.Config(**settings))
+    [learner] = built
+    head: Any = learner.online.head
+    loss, penalty, centring = STREAMS[case.member]
+    assert (learner.loss, learner.stream_penalty) == (loss, penalty)
+    assert getattr(head, "centring", None) == centring
+    # Units of both streams together; a single stream is as wide but for MinAtar, as in its study.
+    units = {"va_minatar": 256, "va_classic_control": 128}.get(case.script, 512)
+    single_of_minatar = (case.script, case.member) == ("va_minatar", "dqn")
+    assert head.hidden.weight.shape[-2] == (128 if single_of_minatar else units)
+    assert learner.max_grad_norm == (math.inf if case.script == "va_minatar" else 10.0)
+    two_streams_on_atari = case.script.endswith("_atari") and centring is not None
+    assert learner.online.torso_gradient_scale == (2**-0.5 if two_streams_on_atari else 1.0)
+    assert not learner.double
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_and_continued_changes_nothing(
     case: Case, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

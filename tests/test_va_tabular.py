@@ -178,6 +178,33 @@ def test_what_is_refused(
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
+NAMES = ("q_learning", "uniform_dueling", "behaviour_dueling", "va_centred", "va_raw", "hard_rdq")
+PROTOTYPE = {
+    ("evaluation", "uniform"): (0.307, 0.244, 0.244, 0.322, 0.332, 0.236),
+    ("evaluation", "random"): (0.392, 0.316, 0.309, 0.396, 0.457, 0.320),
+    ("control", "uniform"): (1.40, 1.10, 1.10, 1.17, 1.22, 0.98),
+    ("control", "random"): (1.36, 1.24, 1.26, 1.29, 1.01, 1.34),
+}
+"""Errors at the best step size of an earlier program, one MDP at a time, on other MDPs."""
+HALF_WIDTHS = {"evaluation": 0.07, "control": 0.16}
+"""Of its widest 95% intervals over 20 MDPs."""
+
+
+def test_the_published_table_agrees_with_an_earlier_program() -> None:
+    path = PUBLISHED / "random-mdps" / "seed0" / "summary.json"
+    found = {}
+    for column in json.loads(path.read_text())["table"]:
+        errors = [column["methods"][name]["error"] for name in NAMES]
+        found[column["task"], column["behaviour"]] = np.array(errors)
+        at_equal_step_size = {n: m["error_at_0.1"] for n, m in column["methods"].items()}
+        q_learning = at_equal_step_size.pop("q_learning")
+        assert q_learning > 1.5 * max(at_equal_step_size.values())
+    assert found.keys() == PROTOTYPE.keys()
+    for (task, behaviour), errors in found.items():
+        difference = np.abs(errors - np.array(PROTOTYPE[task, behaviour]))
+        assert (difference < 1.5 * HALF_WIDTHS[task]).all(), (task, behaviour, difference)
+
+
 @pytest.mark.parametrize("env", ["random-mdps", "corridor"])
 def test_the_published_figures_say_how_they_were_made(env: str) -> None:
     directory = PUBLISHED / env / "seed0"

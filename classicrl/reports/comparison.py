@@ -130,6 +130,8 @@ class Comparison(NamedTuple):
     """Of each agent, over the games that all of them have played; of divided scores."""
     improvements: list[Aggregate]
     """Of each agent but the baseline: the probability that it scores above the baseline."""
+    improvements_by_game: list[Aggregate]
+    """The same in each game alone."""
 
 
 Groups = dict[tuple[int, str], dict[str, dict[str, list[Entry]]]]  # -> game -> agent -> seeds
@@ -142,7 +144,11 @@ class Agreement(NamedTuple):
     sum_of_squares: float
     """Of their z."""
     chance: float
-    """Of a sum as large or larger if all scores were drawn alike."""
+    """Of a sum of squares as large or larger if all scores were drawn alike."""
+    lean: float
+    """Their sum in standard errors of its own, which shows whether they lie to one side."""
+    chance_of_lean: float
+    """Of one as far from 0 or farther, to either side."""
 
 
 def agreement(scores: Sequence[Score]) -> Agreement | None:
@@ -152,7 +158,14 @@ def agreement(scores: Sequence[Score]) -> Agreement | None:
         return None
     total = sum(z * z for z in zs)
     halves = torch.tensor([len(zs) / 2, total / 2], dtype=torch.float64)
-    return Agreement(len(zs), total, float(torch.special.gammaincc(*halves)))
+    lean = sum(zs) / math.sqrt(len(zs))
+    return Agreement(
+        len(zs),
+        total,
+        float(torch.special.gammaincc(*halves)),
+        lean,
+        math.erfc(abs(lean) / math.sqrt(2)),
+    )
 
 
 def minatar_entries(entries: Sequence[Entry]) -> list[Entry]:
@@ -189,6 +202,11 @@ def compare(entries: Sequence[Entry]) -> list[Comparison]:
             ],
             _interquartile_means(scores),
             _improvements(scores),
+            [
+                gain
+                for game in _games(scores)
+                for gain in _improvements([score for score in scores if score.game == game])
+            ],
         )
         for (total_steps, variant), games in _groups(entries).items()
     ]

@@ -340,7 +340,9 @@ def _comparison(comparison: Comparison) -> str:
             "z: our mean less the published one, in standard errors, all seeds taken to scatter as "
             f"the published do.\nOver {together.num_scores} rows its squares add up to "
             f"{together.sum_of_squares:.1f}; chance alone makes as much or more with probability "
-            f"{together.chance:.2f}."
+            f"{together.chance:.2f}.\nTheir sum is {together.lean:+.1f} standard errors of a sum; "
+            "chance alone leans as far to one side or the other\nwith probability "
+            f"{together.chance_of_lean:.2f}."
         )
     means = comparison.interquartile_means
     if means:
@@ -363,6 +365,14 @@ def _comparison(comparison: Comparison) -> str:
                 [
                     (gain.agent, _shown(gain), ", ".join(gain.games), _seeds_in_a_game(gain))
                     for gain in comparison.improvements
+                ],
+            ),
+            "The same game by game:",
+            _markdown_table(
+                ("game", "agent", f"above {BASELINE}", "seeds"),
+                [
+                    (*gain.games, gain.agent, _shown(gain), _seeds_in_a_game(gain))
+                    for gain in comparison.improvements_by_game
                 ],
             ),
         ]
