@@ -160,6 +160,7 @@ PAPER_WALK_LENGTH = 30
 TAUGHT_ACTIONS = 3  # of a state: the way back and two drawn ones
 SOLVE_SEED = 1_000_000  # of the last evaluation's cubes
 WALK_MODEL_FILE = "walk.safetensors"
+DEPTHS = ("1_6", "7_12", "13_18", "19_30")  # turns of a walk, for the errors that are logged
 
 
 @dataclasses.dataclass
@@ -211,6 +212,17 @@ def card_of(config: Config) -> dict[str, str]:
         "hidden_size": str(config.hidden_size),
         "num_blocks": str(config.num_blocks),
     }
+
+
+def summed_by_depth(steps: Tensor, squared_error: Tensor) -> dict[str, Tensor]:
+    """Squared errors of a batch's states [B] and their number, by how long their walks were [B]."""
+    sums = {}
+    for depth in DEPTHS:
+        low, high = map(int, depth.split("_"))
+        inside = (steps >= low) & (steps <= high)
+        sums[f"errors_{depth}"] = torch.where(inside, squared_error, 0.0).sum()
+        sums[f"states_{depth}"] = inside.sum()
+    return sums
 
 
 def network_of(config: Config, domain: Cube3) -> ByteQNetwork:
@@ -352,6 +364,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 actions, target = bellman_target(part.states, part.steps)
                 metrics = learner.update_bellman(part.states, actions, target)
                 count.bellman_updates += 1
+            metrics |= summed_by_depth(part.steps, metrics.pop("squared_error"))
             means.add({name: value[None] for name, value in metrics.items()})
             before, count.step, count.updates = count.step, count.step + 1, count.updates + 1
 
@@ -367,6 +380,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                     "diagnostics/q": mean["q"],
                     "diagnostics/grad_norm": mean["grad_norm"],
                 }
+                for depth in DEPTHS:
+                    states = mean.get(f"states_{depth}", 0.0)
+                    error = mean[f"errors_{depth}"] / states if states else math.nan
+                    row[f"losses/q_depth_{depth}"] = error
                 log.write(count.step, row)
                 shown["loss"] = mean["loss"]
                 progress.total_steps = max(count.step, round(count.step / max(fraction(), 1e-9)))

@@ -109,6 +109,7 @@ def measure(config: Config) -> dict[str, Any]:
         if any(earlier["config"][name] != result["config"][name] for name in same):
             raise UserError(f"{config.json} holds other cubes or limits: name another --json")
         result["cells"] = earlier["cells"]
+        result["config"] |= everything(earlier["config"], result["config"])
     given = {12: config.network_12, 156: config.network_156, 1884: config.network_1884}
     domain, scrambles = Cube3(12), dict(zip(config.actions, config.cubes, strict=True))
     starts = domain.random_states(NUM_SCRAMBLES, torch.Generator().manual_seed(config.seed))
@@ -145,6 +146,18 @@ def measure(config: Config) -> dict[str, Any]:
                 break
         print(key, described(cubes, count), flush=True)
     return result
+
+
+def everything(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
+    """What two calls measured: one that measures a part takes nothing out of the tables."""
+    cubes = dict(zip(earlier["actions"], earlier["cubes"], strict=True))
+    for actions, count in zip(now["actions"], now["cubes"], strict=True):
+        cubes[actions] = max(count, cubes.get(actions, 0))
+    united = {
+        name: list(dict.fromkeys([*earlier[name], *now[name]]))
+        for name in ("weights", "batch_sizes", "searches")
+    }
+    return {"actions": list(cubes), "cubes": list(cubes.values()), **united}
 
 
 def given_up(cubes: list[dict[str, Any]]) -> bool:

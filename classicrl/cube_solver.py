@@ -147,8 +147,8 @@ class CubeSolution(NamedTuple):
         return {
             "solved": self.solved,
             "moves": self.moves,
-            "length_qtm": len(self.turns),
-            "length_htm": half_turn_length(self.turns),
+            "length_qtm": len(self.turns) if self.solved else None,
+            "length_htm": half_turn_length(self.turns) if self.solved else None,
             "cost": self.cost if self.solved else None,
             "nodes_generated": self.nodes_generated,
             "states_evaluated": self.states_evaluated,

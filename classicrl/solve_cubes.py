@@ -43,7 +43,8 @@ class SolveSettings:
     max_seconds: float = 600.0
     """For a cube."""
     perimeter: int | None = None
-    """Turns around the solved cube where the rest is looked up, 0 to 6. Default: 5, best 6."""
+    """Turns around the solved cube where the rest is looked up, 0 to 6, in whole actions of up to
+    2 or 3 turns where --actions is 156 or 1884. Default: 5, best 6."""
     symmetries: int | None = None
     """Of 48, over which the network's answers are averaged. Default: 1."""
 
@@ -76,6 +77,8 @@ class SolveConfig(SolveSettings):
     """Write an animated page there."""
     gif: Path | None = None
     """Write a picture of the first solution there."""
+    half_turns: bool = False
+    """Show R2 for R R. What --json writes is in quarter turns."""
 
 
 def solve_cubes(config: SolveConfig) -> dict[str, Any]:
@@ -98,15 +101,16 @@ def solve_cubes(config: SolveConfig) -> dict[str, Any]:
     for path in (config.json, config.html, config.gif):
         if path is not None and not path.parent.is_dir():
             raise UserError(f"{path.parent} is no directory: make it, or write elsewhere")
+        if path is not None and path.is_dir():
+            raise UserError(f"{path} is a directory: name a file in it")
     network = load_network(config.network or shipped_network(config.actions), device)
     known = int(network.card["actions"])
     if config.network is not None and config.actions not in (SolveConfig.actions, known):
         raise UserError(
             f"--actions {config.actions}: {config.network} has {known}; leave --actions out"
         )
-    names = {field.name for field in dataclasses.fields(SolveSettings)}
-    chosen = {k: v for k, v in dataclasses.asdict(config).items() if k in names}
-    solver = CubeSolver(network, SolveSettings(**chosen))
+    names = [field.name for field in dataclasses.fields(SolveSettings)]
+    solver = CubeSolver(network, SolveSettings(**{name: getattr(config, name) for name in names}))
 
     console = Console(file=sys.stderr)
     solutions = []
@@ -126,8 +130,17 @@ def solve_cubes(config: SolveConfig) -> dict[str, Any]:
 
             solution = solver.solve(start.to(device), show)
         solutions.append(solution)
-        print(f"{number:3d}  {described(solution)}", flush=True)
-    write_outputs(config, cubes, solutions)
+        print(f"{number:3d}  {described(solution, config.half_turns)}", flush=True)
+    settings = {name: getattr(config, name) for name in [*names, "actions"]}
+    report = {
+        "cubes": [solution.as_json() for solution in solutions],
+        "settings": settings | {"network": str(config.network or "of the package")},
+    }
+    write_outputs(config, cubes, solutions, report)
+    if not any(solution.solved for solution in solutions):
+        for flag, path in (("--html", config.html), ("--gif", config.gif)):
+            if path is not None:
+                print(f"{flag}: no cube was solved, {path} was not written", file=sys.stderr)
     solved = [solution for solution in solutions if solution.solved]
     if len(solutions) > 1 and solved:
         lengths = [len(solution.turns) for solution in solved]
@@ -139,7 +152,7 @@ def solve_cubes(config: SolveConfig) -> dict[str, Any]:
         )
     if len(solved) < len(solutions):
         raise SystemExit(1)
-    return {"cubes": [solution.as_json() for solution in solutions]}
+    return report
 
 
 def cubes_of(config: SolveConfig) -> "list[Tensor]":
@@ -191,20 +204,23 @@ def scrambles_of(path: Path) -> list[list[int]]:
     return scrambles
 
 
-def described(solution: "CubeSolution") -> str:
+def described(solution: "CubeSolution", half_turns: bool) -> str:
     """One line."""
+    from classicrl.domains.cube3 import format_moves, half_turn_length
+
     figures = f"{solution.seconds:.2f} s, {solution.nodes_generated:,} nodes"
     if not solution.solved:
         return f"not solved within the limits ({solution.stopped}; {figures})"
-    length = solution.as_json()
-    return (
-        f"{solution.moves or '(solved already)'}  [{len(solution.turns)} quarter turns, "
-        f"{length['length_htm']} with half turns, {figures}]"
-    )
+    moves = format_moves(solution.turns, half_turns=half_turns) or "(solved already)"
+    length, in_half_turns = len(solution.turns), half_turn_length(solution.turns)
+    return f"{moves}  [{length} quarter turns, {in_half_turns} with half turns, {figures}]"
 
 
 def write_outputs(
-    config: SolveConfig, cubes: "list[Tensor]", solutions: "list[CubeSolution]"
+    config: SolveConfig,
+    cubes: "list[Tensor]",
+    solutions: "list[CubeSolution]",
+    report: dict[str, Any],
 ) -> None:
     """JSON, HTML and GIF, as far as they are asked for."""
     from classicrl.checkpoint import write_atomic
@@ -222,8 +238,7 @@ def write_outputs(
         if solution.solved
     ]
     if config.json is not None:
-        document = {"cubes": [solution.as_json() for solution in solutions]}
-        write_atomic(config.json, (json.dumps(document, indent=2) + "\n").encode())
+        write_atomic(config.json, (json.dumps(report, indent=2) + "\n").encode())
     if config.html is not None and shown:
         write_atomic(config.html, html_page(shown).encode())
     if config.gif is not None and shown:

@@ -332,6 +332,9 @@ def test_searches_side_by_side_go_on_where_they_stopped(tmp_path: Path, cube_net
     for cubes in cells.values():
         solved = [cube["solved"] for cube in cubes]
         assert all(solved[:-1]) and (len(cubes) == 2 or not solved[-1])
+    part = dataclasses.replace(config, searches=("astar",), weights=(0.5, 0.7), cubes=(1,))
+    said = qstar.main(part)["config"]  # of all that is there
+    assert said["cubes"] == [2] and said["weights"] == [0.5, 0.7] and len(said["searches"]) == 4
     longer = qstar.main(dataclasses.replace(config, cubes=(3,)))["cells"]
     assert all(longer[key][: len(cubes)] == cubes for key, cubes in cells.items())
     with pytest.raises(UserError, match="other cubes or limits"):

@@ -153,8 +153,44 @@ def test_files_hold_what_was_found(network: Path, tmp_path: Path) -> None:
     assert [cube["length_htm"] for cube in written["cubes"]] == [2, 2]
     expected = {"solved", "moves", "length_qtm", "length_htm", "cost", "nodes_generated"}
     assert expected | {"states_evaluated", "seconds", "search"} <= written["cubes"][0].keys()
+    settings = written["settings"]
+    assert (settings["preset"], settings["actions"], settings["stop"]) == ("fast", 12, None)
+    assert settings["network"] == str(network)
     assert (tmp_path / "out.gif").read_bytes()[:4] == b"GIF8"
     assert "<html" in (tmp_path / "out.html").read_text()
+
+
+def test_half_turns_are_shown_and_not_written(
+    network: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = SolveConfig(scramble="F' D2", network=network, threads=1, half_turns=True)
+    assert solve_cubes(config)["cubes"][0]["moves"] == "D' D' F"
+    assert "D2 F  [3 quarter turns, 2 with half turns" in capsys.readouterr().out
+
+
+def test_what_was_not_solved_has_no_length_and_no_picture(
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = SolveConfig(
+        random=1, network=network, threads=1, search="qstar", max_nodes=20, perimeter=0,
+        json=tmp_path / "out.json", html=tmp_path / "out.html",
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as caught:
+        solve_cubes(config)
+    assert caught.value.code == 1
+    assert "--html: no cube was solved" in capsys.readouterr().err
+    (cube,) = json.loads((tmp_path / "out.json").read_text())["cubes"]
+    assert not cube["solved"]
+    assert cube["length_qtm"] is cube["length_htm"] is cube["cost"] is None
+    assert not (tmp_path / "out.html").exists()
+
+
+def test_a_limit_of_more_nodes_than_memory_holds_is_none(network: Path) -> None:
+    config = SolveConfig(
+        scramble=SHORT, network=network, threads=1, search="qstar", max_nodes=1 << 31,
+        weight=1.0, batch_size=300, stop="first",
+    )  # fmt: skip
+    assert solve_cubes(config)["cubes"][0]["solved"]
 
 
 def test_random_cubes_depend_on_the_seed_and_their_number() -> None:
@@ -254,6 +290,9 @@ BAD_SETTINGS: list[tuple[dict[str, object], str]] = [
     ({"random": 1, "json": Path("/nowhere/at/all.json")}, "no directory"),
     ({"random": 1, "html": Path("/nowhere/at/all.html")}, "no directory"),
     ({"random": 1, "gif": Path("/nowhere/at/all.gif")}, "no directory"),
+    ({"random": 1, "json": Path("/tmp")}, "is a directory"),
+    ({"random": 1, "html": Path("/tmp")}, "is a directory"),
+    ({"random": 1, "gif": Path("/tmp")}, "is a directory"),
     ({"random": 1, "threads": -1}, "--threads"),
     ({"random": 1, "seed": -1}, "--seed"),
     ({"random": 1, "actions": 1884}, "leave --actions out"),

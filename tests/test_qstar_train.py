@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from script_process import command_line, load_script
@@ -123,6 +124,27 @@ def test_a_network_is_published_and_solves_its_cubes_again(tmp_path: Path) -> No
     write_results(index, tmp_path)
     assert "cube3-12" in (tmp_path / "docs" / "results.md").read_text()
     assert write_results(index, tmp_path, check=True) == []
+
+
+def test_errors_are_told_apart_by_depth(tmp_path: Path) -> None:
+    """Together they are the loss; where walks do not come there is none."""
+    sums = load_script("qstar_cube3_train").summed_by_depth(
+        torch.tensor([1, 6, 7, 30]), torch.tensor([1.0, 3.0, 5.0, 7.0])
+    )
+    found = {name: float(total) for name, total in sums.items()}
+    assert (found["errors_1_6"], found["states_1_6"]) == (4.0, 2.0)
+    assert (found["errors_7_12"], found["states_7_12"]) == (5.0, 1.0)
+    assert (found["errors_13_18"], found["states_13_18"]) == (0.0, 0.0)
+    assert (found["errors_19_30"], found["states_19_30"]) == (7.0, 1.0)
+    run(tmp_path, walk_length=12, walk_share=0.5, log_period_updates=20, total_updates=60)
+    table = read_csv(tmp_path / "metrics.csv")
+    near, far = table["losses/q_depth_1_6"], table["losses/q_depth_7_12"]
+    assert np.isnan(table["losses/q_depth_13_18"]).all()
+    bellman = table["charts/bellman"] == 1
+    assert bellman.any() and not bellman.all()
+    loss = table["losses/q"][bellman]  # with one label a state it is the mean over all of them
+    assert (np.minimum(near, far)[bellman] <= loss).all()
+    assert (loss <= np.maximum(near, far)[bellman]).all()
 
 
 def test_walks_teach_and_a_trunk_is_taken_over(tmp_path: Path) -> None:

@@ -711,6 +711,24 @@ def test_a_wide_beam_is_breadth_first() -> None:
     assert found.peak_open == 1068
 
 
+def test_pairs_ranked_in_portions_are_those_ranked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer of many actions is ranked piece by piece, for its Q would not fit into memory."""
+    q = noisy(pancakes().q, 0, 1)  # none below the cost of an action: no two are alike
+
+    def beams() -> list[tuple[list[int], int, int]]:
+        found = []
+        for row in some_rows(pancakes(), 12):
+            start = pancakes().states[row]
+            beam = q_beam(PANCAKE, pancakes().function(q), start, width=7, spread=2, max_depth=9)
+            found.append((beam.actions, beam.num_generated, beam.num_evaluated))
+        return found
+
+    at_once = beams()
+    for size in (1, 17, 40):
+        monkeypatch.setattr("classicrl.search.beam._MAX_PAIRS", size)
+        assert beams() == at_once
+
+
 def test_the_beam_keeps_its_width_and_the_best() -> None:
     q = noisy(pancakes().q, -1, 1)
     asked: list[Tensor] = []

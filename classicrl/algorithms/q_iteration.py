@@ -60,19 +60,28 @@ class QIterationLearner:
             weights: of their squared errors, ``[B, J]`` float32; None: all the same.
 
         Returns:
-            ``loss``, ``q`` and ``grad_norm``, scalars on the device.
+            ``loss``, ``q`` and ``grad_norm``, scalars on the device; ``squared_error``, ``[B]``: of
+            each state, the mean over its labels.
         """
         there = actions >= 0
         weight = there.float() if weights is None else there * weights
         q = self.online(states).gather(1, actions.clamp(min=0))  # [B, J]
-        error = torch.where(there, q - labels, 0.0)
-        loss = (weight * error.square()).sum() / weight.sum()
-        return self._step(loss, torch.where(there, q, 0.0).sum().detach() / there.sum())
+        squared = weight * torch.where(there, q - labels, 0.0).square()
+        metrics = self._step(
+            squared.sum() / weight.sum(), torch.where(there, q, 0.0).sum().detach() / there.sum()
+        )
+        return metrics | {"squared_error": squared.detach().sum(1) / weight.sum(1)}
 
     def update_bellman(self, states: Tensor, actions: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """One gradient step towards targets ``[B]`` for one action ``[B]`` of each state."""
+        """One gradient step towards targets ``[B]`` for one action ``[B]`` of each state.
+
+        Returns:
+            As :meth:`update_walk`.
+        """
         q = losses.chosen(self.online(states), actions)
-        return self._step((q - target).square().mean(), q.mean().detach())
+        squared = (q - target).square()
+        metrics = self._step(squared.mean(), q.mean().detach())
+        return metrics | {"squared_error": squared.detach()}
 
     @torch.no_grad()
     def next_cost(self, states: Tensor) -> Tensor:

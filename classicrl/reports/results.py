@@ -259,7 +259,7 @@ def _ledger(entries: Sequence[Entry], reference_root: Path) -> str:
             f"{e.total_steps / (h * 3600):.0f}" if h > 0 else "-",
             f"{h:.2f}",
             e.machine or "not recorded",
-            (e.commit or "not recorded").replace(" with changes", "+")[:12],
+            _commit(e),
         )
         for e, h in zip(ordered, hours, strict=True)
     ]
@@ -277,6 +277,13 @@ def _ledger(entries: Sequence[Entry], reference_root: Path) -> str:
         f"Hours are wall time, evaluations included; so is the rate.\n{shared}"
         f"\n```sh\n{commands}\n```"
     )
+
+
+def _commit(entry: Entry) -> str:
+    """Its first digits, and a plus where the code had changes beside it."""
+    if not entry.commit:
+        return "not recorded"
+    return entry.commit[:11] + "+" * (" with changes" in entry.commit)
 
 
 def _seeds_side_by_side(directory: Path) -> int:

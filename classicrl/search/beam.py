@@ -22,6 +22,9 @@ from classicrl.search.solution import (
     checked_path,
 )
 
+# Pairs whose Q is ranked at once: with what the ranking needs, 24 bytes each.
+_MAX_PAIRS = 1 << 27
+
 
 @torch.inference_mode()
 def q_beam(
@@ -63,6 +66,35 @@ def q_beam(
     num_actions, unit = len(domain.costs), float(domain.costs[0])
     # What is generated may pass the limit by one layer; a layer stores at most its width.
     nodes = Nodes(min(max_nodes, width * max_depth) + width + 1, len(start), device)
+
+    def q_of(node: Tensor) -> Tensor:
+        """Q of the actions of some nodes, [w, A]; inf of those that undo the last."""
+        q = estimate(nodes.states[node])
+        if domain.inverse is not None:
+            came = nodes.action[node].to(torch.int64)
+            back = domain.inverse[came.clamp(min=0)]
+            each = torch.arange(len(q), device=device)
+            q[each, back] = torch.where(came >= 0, math.inf, q[each, back])
+        return q
+
+    def best_pairs(node: Tensor, count: int) -> Tensor:
+        """Up to so many pairs of lowest Q, best first: action a of the i-th node is i A + a."""
+        portion = max(1, _MAX_PAIRS // num_actions)
+        best, pairs = (
+            torch.empty(0, device=device),
+            torch.empty(0, dtype=torch.int64, device=device),
+        )
+        for first in range(0, len(node), portion):
+            q = q_of(node[first : first + portion]).flatten()
+            value, pair = torch.topk(q, min(count, len(q)), largest=False, sorted=True)
+            pair = pair + first * num_actions
+            if first:  # the best so far, and these
+                value, pair = torch.cat((best, value)), torch.cat((pairs, pair))
+                value, order = torch.topk(value, min(count, len(value)), largest=False, sorted=True)
+                pair = pair[order]
+            best, pairs = value, pair
+        return pairs[best < math.inf]
+
     states, hashes = start[None], nodes.hashes(start[None])
     nothing = torch.full((1,), -1, device=device)
     cost = torch.zeros(1, device=device)
@@ -75,16 +107,7 @@ def q_beam(
     for depth in range(1, max_depth + 1):
         if path is not None:
             break
-        q = estimate(nodes.states[node])  # [w, A]
-        if domain.inverse is not None:
-            came = nodes.action[node].to(torch.int64)
-            back = domain.inverse[came.clamp(min=0)]
-            q[torch.arange(len(q), device=device), back] = torch.where(
-                came >= 0, math.inf, q[torch.arange(len(q), device=device), back]
-            )
-        count = min(spread * width, q.numel())
-        value, pair = torch.topk(q.flatten(), count, largest=False, sorted=True)
-        pair = pair[value < math.inf]
+        pair = best_pairs(node, min(spread * width, len(node) * num_actions))
         parent, action = node[pair // num_actions], pair % num_actions
         states = domain.apply(nodes.states[parent], action)
         hashes = nodes.hashes(states)
