@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from classicrl.domains import Cube3, Pancake, SlidingPuzzle
+from classicrl.domains import Cube3, LightsOut, Pancake, SlidingPuzzle
 from classicrl.search import (
     Domain,
     Perimeter,
@@ -289,7 +289,96 @@ def test_pops_with_costs_that_differ(batch_size: int, prune: bool) -> None:
     assert prune == (skipped > 0)
 
 
+@pytest.mark.parametrize("noise", ["low", "noisy"])
+@pytest.mark.parametrize("weight", [1.0, 0.4])
+@pytest.mark.parametrize("batch_size", [1, 20])
+def test_deferred_astar_is_the_literal_algorithm_with_what_children_inherit(
+    noise: str, weight: float, batch_size: int
+) -> None:
+    function, _ = literal_rows(noise)
+    table = pancakes()
+    inherited = function(table.states).amin(1, keepdim=True) + PANCAKE.costs
+    stored = inherited.to(torch.float16).numpy()
+    rows = {bytes(state): row for state, row in zip(table.states.tolist(), stored, strict=True)}
+    for row in some_rows(table, 8, seed=batch_size):
+        start = table.states[row]
+        found = deferred_astar(
+            PANCAKE, function, start, weight=weight, batch_size=batch_size, max_nodes=900,
+            prune=False,
+        )  # fmt: skip
+        literal = literal_qstar(PANCAKE, rows, start, weight, batch_size, 900)
+        assert found.num_generated == literal.generated
+        assert (found.solved, found.path_cost) == (literal.solved, literal.cost)
+        assert found.lower_bound == min(literal.lower_bound, literal.cost)
+
+
 # Known answers.
+
+
+def children_by(domain: Domain, distance: QFunction) -> QFunction:
+    """Q of each action: its cost, and the distance of where it leads."""
+
+    def function(states: Tensor) -> Tensor:
+        each = torch.arange(len(domain.costs))
+        after = domain.apply(states.repeat_interleave(len(each), 0), each.repeat(len(states)))
+        return distance(after).float().view(len(states), -1) + domain.costs
+
+    return function
+
+
+def test_seven_by_seven_lights_out_with_exact_q() -> None:
+    domain = LightsOut()
+    function = children_by(domain, domain.optimal_presses)
+    for start in domain.random_states(3, torch.Generator().manual_seed(4)):
+        d = int(domain.optimal_presses(start[None]))
+        found = qstar(domain, function, start, weight=1.0, batch_size=1)
+        assert (found.num_generated, found.path_cost, found.stopped) == (d + 1, d, "solved")
+        check_solution(domain, start, found)
+
+
+def test_thirty_five_pancakes_by_their_gaps() -> None:
+    """The heuristic is almost exact: few more nodes than the path has, and a proof that it is
+    the shortest."""
+    domain = Pancake()
+    function = children_by(domain, domain.gap_heuristic)
+    for start in domain.random_states(3, torch.Generator().manual_seed(5)):
+        gap = int(domain.gap_heuristic(start[None]))
+        found = qstar(domain, function, start, weight=1.0, batch_size=10, max_nodes=20_000)
+        assert found.solved and gap <= found.path_cost <= gap + 1
+        assert found.lower_bound == found.path_cost
+        check_solution(domain, start, found)
+
+
+def test_the_fifteen_puzzle_by_its_distances() -> None:
+    """Sums of the tiles' distances never exceed the moves: all searches find the shortest path."""
+    domain = SlidingPuzzle(4)
+    side = torch.arange(16)
+    apart = (side[:, None] // 4 - side // 4).abs() + (side[:, None] % 4 - side % 4).abs()
+
+    def distance(states: Tensor) -> Tensor:
+        place_of_tile = states.long().argsort(1)  # where a tile is
+        goal_of_tile = domain.goal.long().argsort()
+        moves = apart[place_of_tile, goal_of_tile.expand_as(place_of_tile)]
+        return moves[:, 1:].sum(1)  # tile 0 is the blank
+
+    function = children_by(domain, distance)
+    generator = torch.Generator().manual_seed(6)
+    for moves in (10, 17, 24):
+        start, last = domain.goal, -1
+        for _ in range(moves):
+            legal = domain.legal(start[None])[0].clone()
+            if last >= 0:
+                legal[int(domain.inverse[last])] = False
+            last = int(torch.multinomial(legal.float(), 1, generator=generator))
+            start = domain.apply(start[None], torch.tensor([last]))[0]
+        found = [
+            search(domain, function, start, weight=1.0, batch_size=5)
+            for search in (qstar, astar, deferred_astar)
+        ]
+        assert len({solution.path_cost for solution in found}) == 1
+        assert int(distance(start[None])) <= found[0].path_cost <= moves
+        assert found[0].path_cost % 2 == moves % 2
+        check_solution(domain, start, found[0])
 
 
 @pytest.mark.parametrize("prune", [True, False])
