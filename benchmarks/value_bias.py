@@ -12,11 +12,13 @@ docs/va_and_dueling.md. Nothing is trained.
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 from report import Table, markdown, replace_block, show
 
 from classicrl.command_line import exit_with, require_positive
@@ -36,8 +38,8 @@ class Config:
     """Published runs."""
     docs: Path = ROOT / "docs" / "va_and_dueling.md"
     """Markdown file with a pair of markers for the table."""
-    last_steps: int = 300_000
-    """The rows of metrics.csv up to this step ..."""
+    last_steps: tuple[int, ...] = (300_000, 600_000, 1_000_000)
+    """The rows of metrics.csv up to each of these steps ..."""
     window_steps: int = 50_000
     """... and this many before it are averaged."""
 
@@ -46,8 +48,8 @@ class Bias(NamedTuple):
     """Of one run."""
 
     seed: int
-    max_q: float
-    advantage: float  # batch mean of A(x,a); NaN without two streams
+    max_q: list[float]  # of each window; NaN where the run was shorter
+    advantage: list[float]  # batch mean of A(x,a); NaN without two streams
     gamma: float
 
 
@@ -71,17 +73,25 @@ def read_runs(config: Config) -> dict[tuple[str, str], list[Bias]]:
     found: dict[tuple[str, str], list[Bias]] = defaultdict(list)
     for path in sorted(config.reference.glob("va_minatar-*/*/*/metrics.csv")):
         settings = read_json(path.parent / "config.json")["config"]
-        columns = read_csv(path)
-        steps = columns["step"]
-        rows = (steps > config.last_steps - config.window_steps) & (steps <= config.last_steps)
-        if not rows.any() or settings["double"]:
+        if settings["double"]:
             continue
-        advantage = columns.get("diagnostics/advantage")
+        columns = read_csv(path)
+
+        def means_of(
+            name: str, columns: Mapping[str, NDArray[np.float64]] = columns
+        ) -> list[float]:
+            """In each window."""
+            if name not in columns:
+                return [float("nan")] * len(config.last_steps)
+            steps = columns["step"]
+            windows = ((steps > s - config.window_steps) & (steps <= s) for s in config.last_steps)
+            return [float(columns[name][w].mean()) if w.any() else float("nan") for w in windows]
+
         found[settings["env_id"], settings["member"]].append(
             Bias(
                 seed=settings["seed"],
-                max_q=float(columns["diagnostics/max_q"][rows].mean()),
-                advantage=float("nan") if advantage is None else float(advantage[rows].mean()),
+                max_q=means_of("diagnostics/max_q"),
+                advantage=means_of("diagnostics/advantage"),
                 gamma=settings["gamma"],
             )
         )
@@ -96,23 +106,16 @@ def bias_table(found: dict[tuple[str, str], list[Bias]], config: Config) -> Tabl
             runs = found.get((game, member), [])
             if not runs:
                 continue
-            passed_on = [run.advantage / (1.0 - run.gamma) for run in runs]
-            centred = member in ("dueling-behaviour", "dqn")
-            rows.append(
-                (
-                    game,
-                    member,
-                    str(len(runs)),
-                    f"{np.mean([run.max_q for run in runs]):.1f}",
-                    "-" if member == "dqn" else f"{np.mean([r.advantage for r in runs]):.3f}",
-                    "-" if centred else f"{np.mean(passed_on):.1f}",
-                )
-            )
-    return Table(
-        f"steps {config.last_steps - config.window_steps:,} to {config.last_steps:,} of training",
-        ("game", "member", "seeds", "max Q", "mean A", "mean A / (1 - gamma)"),
-        rows,
-    )
+            max_q = np.mean([run.max_q for run in runs], axis=0)
+            passed_on = [np.array(run.advantage) / (1.0 - run.gamma) for run in runs]
+            advantage = np.mean(passed_on, axis=0)
+            figures = [f"{x:.1f}" for pair in zip(max_q, advantage, strict=True) for x in pair]
+            cells = ["-" if figure == "nan" else figure for figure in figures]
+            rows.append((game, member, str(len(runs)), *cells))
+    header = ["game", "member", "seeds"]
+    for steps in config.last_steps:
+        header += [f"max Q, {steps:,}", f"mean A / (1 - gamma), {steps:,}"]
+    return Table(f"over the {config.window_steps:,} steps before", tuple(header), rows)
 
 
 if __name__ == "__main__":
