@@ -10,6 +10,7 @@ between the two files is the lesson. --member picks the head, its centring and t
 
     va                 centred by mu, V and A each learned from the target
     va-raw             not centred, V and F each learned from the target
+    va-fitted          centred by a fitted mean of F over the actions taken, otherwise as va (ours)
     dueling-behaviour  centred by mu, V + A learned from the target
     rdq                not centred, V + F learned, both kept small (arXiv 2507.09523)
     dqn                one stream, as wide as two together
@@ -41,7 +42,7 @@ from classicrl.command_line import (
 class Config:
     """A step is one agent decision in one environment: 4 frames."""
 
-    member: Literal["va", "va-raw", "dueling-behaviour", "rdq", "dqn"] = "va"
+    member: Literal["va", "va-raw", "va-fitted", "dueling-behaviour", "rdq", "dqn"] = "va"
     """Of the family; uniform dueling has its own script."""
     preset: Literal["cpu", "fast", "gpu"] = "cpu"
     """Where the defaults come from."""

@@ -4,9 +4,9 @@
 
 CartPole, Acrobot, or any gymnasium environment with a vector of numbers to look at and discrete
 actions; a run takes a minute or two on one core. --member picks who learns: dqn, dueling (c
-uniform), dueling-behaviour and va (c the policy that acted), va-raw (c zero), rdq (c zero, both
-streams kept small). docs/va_learning.md has their equations; dqn has one stream as wide as two
-together.
+uniform), dueling-behaviour and va (c the policy that acted), va-fitted (the sum fitted as a whole),
+va-raw (c zero), rdq (c zero, both streams kept small). docs/va_learning.md has their equations; dqn
+has one stream as wide as two together.
 
 VA-learning, V and A each learned from the bootstrapped target, is of Tang et al. 2023 (arXiv
 2305.18161); we found no public code, and its loss, the head for mu and all settings are our
@@ -36,7 +36,9 @@ from classicrl.command_line import (
 class Config:
     """A step is one agent decision in one environment. All counts are of one seed."""
 
-    member: Literal["dqn", "dueling", "dueling-behaviour", "va", "va-raw", "rdq"] = "va"
+    member: Literal["dqn", "dueling", "dueling-behaviour", "va", "va-raw", "va-fitted", "rdq"] = (
+        "va"
+    )
     """Of the family."""
     env_id: str = "CartPole-v1"
     """CartPole-v1, Acrobot-v1, or another environment with a vector observation."""

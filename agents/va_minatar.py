@@ -4,9 +4,9 @@
 
 MinAtar (Young & Tian 2019, arXiv 1903.03176) keeps the mechanics of five Atari games on a 10x10
 board. --member picks who learns: dqn, dueling (c uniform), dueling-behaviour and va (c the policy
-that acted), va-raw (c zero), rdq (c zero, both streams kept small). Network and settings are those
-of the comparison in arXiv 2507.09523, but for what docs/va_learning.md names; the equations are
-there, too.
+that acted), va-fitted (the sum fitted as a whole), va-raw (c zero), rdq (c zero, both streams kept
+small). Network and settings are those of the comparison in arXiv 2507.09523, but for what
+docs/va_learning.md names; the equations are there, too.
 
 VA-learning, V and A each learned from the bootstrapped target, is of Tang et al. 2023 (arXiv
 2305.18161); we found no public code, and its loss, the head for mu and all settings are our
@@ -36,7 +36,9 @@ from classicrl.command_line import (
 class Config:
     """A step is one agent decision in one environment. All counts are of one seed."""
 
-    member: Literal["dqn", "dueling", "dueling-behaviour", "va", "va-raw", "rdq"] = "va"
+    member: Literal["dqn", "dueling", "dueling-behaviour", "va", "va-raw", "va-fitted", "rdq"] = (
+        "va"
+    )
     """Of the family."""
     env_id: str = "MinAtar/Breakout-v1"
     """MinAtar/ and Asterix-v1, Breakout-v1, Freeway-v1, Seaquest-v1 or SpaceInvaders-v1."""

@@ -112,6 +112,17 @@ def behaviour_nll(logits: Tensor, action: Tensor) -> Tensor:
     return -chosen(logits.log_softmax(dim=-1), action).mean(dim=-1)
 
 
+def fitted_centre(centre: Tensor, advantage: Tensor) -> Tensor:
+    """``mean 1/2 (C(x) - F(x,a))^2``: C becomes the mean of F over the actions taken.
+
+    With the advantage A(x,a) = F(x,a) - C(x) of the taken actions, ``[..., B]`` both -> ``[...]``.
+    Only the centre gets a gradient. Least squares leave no mean of A that the features of C could
+    tell, which a centre made of an estimated policy does (docs/va_and_dueling.md).
+    """
+    _same_shape(centre, advantage)
+    return squared(centre - (advantage + centre).detach())
+
+
 def behaviour_cross_entropy(logits: Tensor, acting: Tensor) -> Tensor:
     """``- mean sum_b m(b) log mu(b|x)``, with m the distribution that the action was drawn from.
 

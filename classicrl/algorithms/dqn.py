@@ -22,8 +22,10 @@ from classicrl.checkpoint import load_optimizer_
 from classicrl.networks.heads import (
     BehaviourHead,
     BehaviourOutput,
+    CentreHead,
     DuelingHead,
     DuelingOutput,
+    FittedOutput,
     QOutput,
 )
 from classicrl.networks.q_network import HeadName
@@ -46,6 +48,7 @@ FAMILY: dict[str, Recipe] = {
     "dueling-behaviour": Recipe("behaviour"),
     "va": Recipe("behaviour", loss="va"),
     "va-raw": Recipe("uncentred", loss="va"),
+    "va-fitted": Recipe("fitted", loss="va"),
     "rdq": Recipe("uncentred", stream_penalty=1e-3),
 }
 """The value learners that differ in head, centring and loss alone; see docs/va_learning.md."""
@@ -66,8 +69,8 @@ class DQNLearner:
         loss: ``squared``; ``huber``, whose gradient is clipped per item; ``va``, which needs a
             network with two streams, the advantage centred by the behaviour policy or not at all.
         stream_penalty: coefficient of :func:`classicrl.losses.stream_penalty`; two streams only.
-        max_grad_norm: bound on the norm of the whole gradient of a network, its behaviour head
-            left out; None for none.
+        max_grad_norm: bound on the norm of the whole gradient of a network, its behaviour or centre
+            head left out; None for none.
 
     Raises:
         ValueError: if the loss ``va`` meets an advantage centred by the mean, which is not the mean
@@ -99,9 +102,9 @@ class DQNLearner:
         self.online = network
         self.target = copy.deepcopy(network).requires_grad_(False)
         self.parameters = list(network.parameters())
-        # A behaviour policy is learned beside the values; its gradient must not change theirs.
-        behaviour_heads = [m for m in network.modules() if isinstance(m, BehaviourHead)]
-        apart = {id(p) for head in behaviour_heads for p in head.parameters()}
+        # What centres the advantage is learned beside the values; its gradient must not change theirs.
+        centres = [m for m in network.modules() if isinstance(m, BehaviourHead | CentreHead)]
+        apart = {id(p) for head in centres for p in head.parameters()}
         self._value_parameters = [p for p in self.parameters if id(p) not in apart]
         # Fused: one kernel over all parameters. Capturable: its step count lives on the GPU, so
         # that a whole update can be captured in a CUDA graph.
@@ -126,6 +129,8 @@ class DQNLearner:
             names += ("value", "advantage", "advantage_spread")
         if any(isinstance(module, BehaviourHead) for module in modules):
             names += ("behaviour_nll",)
+        if any(isinstance(module, CentreHead) for module in modules):
+            names += ("centre_error",)
         return (*names, "grad_norm")
 
     @torch.no_grad()
@@ -157,7 +162,8 @@ class DQNLearner:
             the mean value of the taken actions; ``grad_norm``, before clipping; ``max_q``;
             ``action_gap``, between the best and the second best action. With two streams also
             ``value``; ``advantage``, the batch mean of A(x,a); ``advantage_spread``, the standard
-            deviation of A(x,.) over actions. With a behaviour head also ``behaviour_nll``.
+            deviation of A(x,.) over actions. With a behaviour head also ``behaviour_nll``, with a
+            fitted centre ``centre_error``.
 
         Raises:
             ValueError: if the batch does not divide into equal shares.
@@ -196,6 +202,11 @@ class DQNLearner:
             if acting is not None:
                 nll = losses.behaviour_cross_entropy(output.behaviour_logits, acting)
             total = total + nll
+        if isinstance(output, FittedOutput):
+            taken = losses.chosen(output.advantage, batch.action)
+            of_centre = losses.fitted_centre(output.centre, taken)
+            figures["centre_error"] = of_centre.detach()
+            total = total + of_centre
         self.optimizer.zero_grad(set_to_none=True)
         # The sum over members: to each its own gradient.
         total.sum().backward()  # type: ignore[no-untyped-call]
@@ -204,7 +215,10 @@ class DQNLearner:
         return {"loss": loss.detach(), **figures, "grad_norm": grad_norm}
 
     def _value_loss(
-        self, output: QOutput | DuelingOutput | BehaviourOutput, action: Tensor, target: Tensor
+        self,
+        output: QOutput | DuelingOutput | BehaviourOutput | FittedOutput,
+        action: Tensor,
+        target: Tensor,
     ) -> Tensor:
         if self.loss == "va":
             if isinstance(output, QOutput):
@@ -254,7 +268,7 @@ class DQNLearner:
 
 @torch.no_grad()
 def _figures(
-    output: QOutput | DuelingOutput | BehaviourOutput, action: Tensor
+    output: QOutput | DuelingOutput | BehaviourOutput | FittedOutput, action: Tensor
 ) -> dict[str, Tensor]:
     """What a batch says of the values, each a mean over the batch."""
     best = output.q.topk(2, dim=-1).values  # [B, 2]

@@ -10,8 +10,10 @@ from classicrl.networks.actor_critic import (
 from classicrl.networks.heads import (
     BehaviourHead,
     BehaviourOutput,
+    CentreHead,
     DuelingHead,
     DuelingOutput,
+    FittedOutput,
     QHead,
     QOutput,
 )
@@ -40,9 +42,11 @@ __all__ = [
     "ActorCriticOutput",
     "BehaviourHead",
     "BehaviourOutput",
+    "CentreHead",
     "ConvTorso",
     "DuelingHead",
     "DuelingOutput",
+    "FittedOutput",
     "Linear",
     "MLPTorso",
     "MinAtarTorso",

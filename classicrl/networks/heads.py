@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from classicrl.networks.linear import linear
 
-Centring = Literal["mean", "behaviour", "none"]
+Centring = Literal["mean", "behaviour", "fitted", "none"]
 
 
 class QOutput(NamedTuple):
@@ -35,6 +35,15 @@ class BehaviourOutput(NamedTuple):
     value: Tensor  # [B]
     advantage: Tensor  # [B, A], sum_b mu(b|x) advantage(x,b) = 0
     behaviour_logits: Tensor  # [B, A]
+
+
+class FittedOutput(NamedTuple):
+    """As :class:`DuelingOutput`, with the estimated mean of F over the actions taken."""
+
+    q: Tensor  # [B, A]
+    value: Tensor  # [B]
+    advantage: Tensor  # [B, A], F less the centre
+    centre: Tensor  # [B], with a gradient for the estimate alone
 
 
 class QHead(nn.Module):
@@ -64,9 +73,10 @@ class DuelingHead(nn.Module):
         in_features, num_actions, hidden: sizes; ``hidden`` of each stream.
         centring: the weights c. ``mean``: 1/A (Wang et al. 2016, equation 9). ``behaviour``: the
             policy that acted, estimated by a :class:`BehaviourHead` and taken as a constant
-            (VA-learning, Tang et al. 2023, arXiv 2305.18161). ``none``: 0, so Q = V + F
-            (regularised dueling Q-learning, arXiv 2507.09523).
-        behaviour_hidden: units of the behaviour head.
+            (VA-learning, Tang et al. 2023, arXiv 2305.18161). ``fitted``: the sum as a whole, the
+            mean of F over the actions taken, is estimated by a :class:`CentreHead` (ours).
+            ``none``: 0, so Q = V + F (regularised dueling Q-learning, arXiv 2507.09523).
+        behaviour_hidden: units of the behaviour or centre head.
         smoothing: share of the uniform policy mixed into mu before it centres.
         members: None, or the number of networks side by side.
     """
@@ -91,8 +101,10 @@ class DuelingHead(nn.Module):
         self.smoothing = smoothing
         if centring == "behaviour":
             self.behaviour = BehaviourHead(in_features, num_actions, behaviour_hidden, members)
+        if centring == "fitted":
+            self.centre = CentreHead(in_features, behaviour_hidden, members)
 
-    def forward(self, features: Tensor) -> DuelingOutput | BehaviourOutput:
+    def forward(self, features: Tensor) -> DuelingOutput | BehaviourOutput | FittedOutput:
         for_value, for_advantage = torch.relu(self.hidden(features)).chunk(2, dim=-1)
         value = self.value(for_value)  # [B, 1]
         raw = self.advantage(for_advantage)  # [B, A]
@@ -101,6 +113,10 @@ class DuelingHead(nn.Module):
         if self.centring == "mean":
             advantage = raw - raw.mean(dim=-1, keepdim=True)
             return DuelingOutput(value + advantage, value[..., 0], advantage)
+        if self.centring == "fitted":
+            centre = self.centre(features)  # [B, 1]
+            advantage = raw - centre.detach()
+            return FittedOutput(value + advantage, value[..., 0], advantage, centre[..., 0])
         logits = self.behaviour(features)
         mu = logits.detach().softmax(dim=-1)
         if self.smoothing:
@@ -127,3 +143,20 @@ class BehaviourHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         logits: Tensor = self.logits(torch.relu(self.hidden(features.detach())))
         return logits
+
+
+class CentreHead(nn.Module):
+    """The mean of F over the actions that were taken, ``features -> hidden, ReLU -> 1``.
+
+    Learned by least squares on F of the replay's actions, beside the values and apart from them:
+    its gradient does not enter the features.
+    """
+
+    def __init__(self, in_features: int, hidden: int, members: int | None = None) -> None:
+        super().__init__()
+        self.hidden = linear(in_features, hidden, members)
+        self.centre = linear(hidden, 1, members)
+
+    def forward(self, features: Tensor) -> Tensor:
+        centre: Tensor = self.centre(torch.relu(self.hidden(features.detach())))
+        return centre

@@ -6,7 +6,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from classicrl.networks.heads import BehaviourOutput, DuelingHead, DuelingOutput, QHead, QOutput
+from classicrl.networks.heads import (
+    BehaviourOutput,
+    Centring,
+    DuelingHead,
+    DuelingOutput,
+    FittedOutput,
+    QHead,
+    QOutput,
+)
 from classicrl.networks.linear import stack_members_
 from classicrl.networks.torsos import (
     MinAtarTorso,
@@ -18,13 +26,15 @@ from classicrl.networks.torsos import (
 )
 
 TorsoName = Literal["nature", "small"]
-HeadName = Literal["q", "q-wide", "dueling", "behaviour", "uncentred"]
+HeadName = Literal["q", "q-wide", "dueling", "behaviour", "fitted", "uncentred"]
 """q: a single stream. q-wide: one with as many units as two streams have together. The others have
-two streams, with the advantage centred by its mean, by the behaviour policy, or not at all."""
+two streams, with the advantage centred by its mean, by the behaviour policy, by a fitted mean over
+the actions taken, or not at all."""
 
-_CENTRING: dict[str, Literal["mean", "behaviour", "none"]] = {
+_CENTRING: dict[str, Centring] = {
     "dueling": "mean",
     "behaviour": "behaviour",
+    "fitted": "fitted",
     "uncentred": "none",
 }
 _TWO_STREAM_GRADIENT_SCALE = 2**-0.5
@@ -48,9 +58,9 @@ class QNetwork(nn.Module):
         self.head = head
         self.torso_gradient_scale = torso_gradient_scale
 
-    def forward(self, obs: Tensor) -> QOutput | DuelingOutput | BehaviourOutput:
+    def forward(self, obs: Tensor) -> QOutput | DuelingOutput | BehaviourOutput | FittedOutput:
         features = scale_gradient(self.torso(obs), self.torso_gradient_scale)
-        output: QOutput | DuelingOutput | BehaviourOutput = self.head(features)
+        output: QOutput | DuelingOutput | BehaviourOutput | FittedOutput = self.head(features)
         return output
 
 
@@ -68,7 +78,8 @@ def value_head(
     smoothing: float = 0.0,
     members: int | None = None,
 ) -> QHead | DuelingHead:
-    """The head of a name; ``hidden`` units a stream, a quarter of it, at least 64, for mu."""
+    """The head of a name; ``hidden`` units a stream, a quarter of it, at least 64, for mu or a
+    fitted centre."""
     if head in ("q", "q-wide"):
         return QHead(in_features, num_actions, hidden * (2 if head == "q-wide" else 1), members)
     return DuelingHead(
