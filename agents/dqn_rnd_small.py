@@ -26,9 +26,9 @@ class Config:
 
     preset: Literal["small"] = "small"
     """Where the defaults come from."""
-    member: Literal[
-        "dqn", "dueling", "dueling-behaviour", "va", "va-raw", "va-fitted", "rdq"
-    ] = "dueling"
+    member: Literal["dqn", "dueling", "dueling-behaviour", "va", "va-raw", "va-fitted", "rdq"] = (
+        "dueling"
+    )
     """Of both streams."""
     env_id: str = "classicrl/KeyReturn5-v0"
     """One of the package's, whose episodes all begin alike."""

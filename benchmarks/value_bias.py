@@ -27,7 +27,7 @@ from classicrl.experiment import read_json
 from classicrl.loggers import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
-MEMBERS = ("dqn", "dueling-behaviour", "va-raw", "va")
+MEMBERS = ("dqn", "dueling-behaviour", "va-raw", "va-fitted", "va")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from classicrl.algorithms.dqn import FAMILY
 from classicrl.checkpoint import save_model
 from classicrl.domains import Cube3
 from classicrl.errors import UserError
@@ -234,7 +235,7 @@ def test_cost_of_the_family(tmp_path: Path) -> None:
     )
     result = json.loads(kept.read_text())["value_family"]
     sizes = {m: r["num_parameters"] for m, r in result["torsos"]["small"].items()}
-    assert list(sizes) == ["dqn", "dueling", "dueling-behaviour", "va", "va-raw", "rdq"]
+    assert list(sizes) == list(FAMILY)
     behaviour = (2592 + 1) * 64 + (64 + 1) * 6
     assert sizes["va"] == sizes["dueling-behaviour"] == sizes["dueling"] + behaviour
     (table,) = value_family.tables(result)

@@ -162,6 +162,8 @@ def test_a_run_leaves_everything_and_learns(case: Case, finished: Finished) -> N
             names |= {f"diagnostics/{n}" for n in ("value", "advantage", "advantage_spread")}
         if FAMILY[case.member].head == "behaviour":
             names.add("diagnostics/behaviour_nll")
+        if case.member == "va-fitted":
+            names.add("diagnostics/centre_error")
         assert {name for name in metrics if name.startswith("diagnostics/")} == names
         for name in (*names, "losses/td"):
             assert np.isfinite(metrics[name][late]).all(), name
@@ -181,6 +183,7 @@ STREAMS: dict[str, tuple[str, float, str | None]] = {
     "dueling-behaviour": ("squared", 0.0, "behaviour"),
     "va": ("va", 0.0, "behaviour"),
     "va-raw": ("va", 0.0, "none"),
+    "va-fitted": ("va", 0.0, "fitted"),
     "rdq": ("squared", 1e-3, "none"),
 }
 """Loss, penalty and what centres the advantage, written down once more."""
@@ -448,7 +451,7 @@ def test_the_minatar_sweep_is_made_of_valid_commands(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(sys, "argv", ["x", *line.split()])
         config = parse({"default": script.Config()}, "default", "")
         seen.add((config.env_id, config.member, config.num_seeds >= 3))
-    members = set(FAMILY) - {"va-raw"}  # which came after the comparison
+    members = set(FAMILY) - {"va-raw", "va-fitted"}  # which came after the comparison
     assert len(seen) == len(lines) == 4 * len(members)
     assert {member for _, member, _ in seen} == members
 

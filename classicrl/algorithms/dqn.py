@@ -102,7 +102,7 @@ class DQNLearner:
         self.online = network
         self.target = copy.deepcopy(network).requires_grad_(False)
         self.parameters = list(network.parameters())
-        # What centres the advantage is learned beside the values; its gradient must not change theirs.
+        # What centres the advantage is learned beside the values, and must not change theirs.
         centres = [m for m in network.modules() if isinstance(m, BehaviourHead | CentreHead)]
         apart = {id(p) for head in centres for p in head.parameters()}
         self._value_parameters = [p for p in self.parameters if id(p) not in apart]

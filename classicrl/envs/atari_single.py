@@ -90,6 +90,11 @@ class AtariSingle:
         self._started = False
         self._pending: int | None = None
 
+    @property
+    def lives(self) -> int:
+        """Lives left in the present game; 0 in games without lives."""
+        return self._lives
+
     def reset(self) -> npt.NDArray[np.uint8]:
         """Begin a new game; returns its first observation, uint8 [1, 4, 84, 84]."""
         self._pending = None

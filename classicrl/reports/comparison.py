@@ -55,9 +55,10 @@ _COLOURS = {
     "dueling-behaviour": "#56B4E9",
     "va": "#D55E00",
     "va-raw": "#E69F00",
+    "va-fitted": "#CC79A7",
     "rdq": "#009E73",
 }
-_MORE_COLOURS = ("#CC79A7", "#F0E442")
+_MORE_COLOURS = ("#999999", "#F0E442")
 _PANEL_INCHES = (4.4, 3.4)
 _COLUMNS = 3
 
