@@ -283,7 +283,7 @@ def _commit(entry: Entry) -> str:
     """Its first digits, and a plus where the code had changes beside it."""
     if not entry.commit:
         return "not recorded"
-    return entry.commit[:11] + "+" * (" with changes" in entry.commit)
+    return entry.commit[:12] + "+" * (" with changes" in entry.commit)
 
 
 def _seeds_side_by_side(directory: Path) -> int:
