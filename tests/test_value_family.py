@@ -272,6 +272,18 @@ def test_smoothing_mixes_the_uniform_policy_into_the_centre() -> None:
 # -- whose gradient goes where ---------------------------------------------------------------------
 
 
+def assert_do_not_touch_each_other(
+    net: nn.Module, of_values: Tensor, of_head: Tensor, apart: str
+) -> None:
+    """The loss of a head moves the parameters that have ``apart`` in their names, and only those."""
+    parameters = list(net.parameters())
+    both = zip(gradients(of_values, parameters), gradients(of_head, parameters), strict=True)
+    for (name, _), (by_values, by_head) in zip(net.named_parameters(), both, strict=True):
+        own, other = (by_head, by_values) if apart in name else (by_values, by_head)
+        assert own.abs().max() > 0, name
+        assert other.abs().max() == 0, name
+
+
 @pytest.mark.parametrize("loss", ["va", "squared"])
 def test_value_losses_and_the_behaviour_loss_do_not_touch_each_other(loss: str) -> None:
     net = AsDouble(network("behaviour"))
@@ -284,13 +296,7 @@ def test_value_losses_and_the_behaviour_loss_do_not_touch_each_other(loss: str) 
         else losses.squared(output.value + advantage - y)
     )
     nll = losses.behaviour_nll(output.behaviour_logits, action)
-    names = [name for name, _ in net.named_parameters()]
-    of_values = dict(zip(names, gradients(value_loss, list(net.parameters())), strict=True))
-    of_nll = dict(zip(names, gradients(nll, list(net.parameters())), strict=True))
-    for name in names:
-        touched, untouched = (of_nll, of_values) if "behaviour" in name else (of_values, of_nll)
-        assert touched[name].abs().max() > 0, name
-        assert untouched[name].abs().max() == 0, name
+    assert_do_not_touch_each_other(net, value_loss, nll, apart="behaviour")
 
 
 def test_value_losses_and_the_loss_of_the_centre_do_not_touch_each_other() -> None:
@@ -299,13 +305,7 @@ def test_value_losses_and_the_loss_of_the_centre_do_not_touch_each_other() -> No
     advantage = losses.chosen(output.advantage, torch.arange(9) % 4)
     value_loss = losses.va(output.value, advantage, torch.linspace(-1, 1, 9).double())
     of_centre = losses.fitted_centre(output.centre, advantage)
-    names = [name for name, _ in net.named_parameters()]
-    by_values = dict(zip(names, gradients(value_loss, list(net.parameters())), strict=True))
-    by_centre = dict(zip(names, gradients(of_centre, list(net.parameters())), strict=True))
-    for name in names:
-        own, other = (by_centre, by_values) if "centre" in name else (by_values, by_centre)
-        assert own[name].abs().max() > 0, name
-        assert other[name].abs().max() == 0, name
+    assert_do_not_touch_each_other(net, value_loss, of_centre, apart="centre")
 
 
 @pytest.mark.parametrize("head", ["dueling", "behaviour", "fitted", "uncentred"])
