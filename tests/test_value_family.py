@@ -275,7 +275,7 @@ def test_smoothing_mixes_the_uniform_policy_into_the_centre() -> None:
 def assert_do_not_touch_each_other(
     net: nn.Module, of_values: Tensor, of_head: Tensor, apart: str
 ) -> None:
-    """The loss of a head moves the parameters that have ``apart`` in their names, and only those."""
+    """The loss of a head moves the parameters that have ``apart`` in their names and no others."""
     parameters = list(net.parameters())
     both = zip(gradients(of_values, parameters), gradients(of_head, parameters), strict=True)
     for (name, _), (by_values, by_head) in zip(net.named_parameters(), both, strict=True):
