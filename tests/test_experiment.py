@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from classicrl import command_line
 from classicrl.command_line import exit_with, may_change, not_recorded, require_positive
 from classicrl.distributed import Ranks
 from classicrl.errors import RunFailure, UserError
@@ -459,6 +460,18 @@ def test_other_errors_keep_their_traceback() -> None:
 def test_numbers_that_make_no_sense_are_refused(asked: dict[str, Any], flag: str) -> None:
     with pytest.raises(UserError, match=flag):
         require_positive(Settings(**asked), may_be_zero={"decay_steps"})
+
+
+@pytest.mark.parametrize(
+    ("driver", "torch", "expected"),
+    [(True, "2.13.0", True), (True, "2.13.0+cpu", False), (False, "2.13.0", False)],
+)
+def test_a_gpu_is_expected_where_torch_could_use_it(
+    monkeypatch: pytest.MonkeyPatch, driver: bool, torch: str, expected: bool
+) -> None:
+    monkeypatch.setattr(command_line.os.path, "exists", lambda path: driver)
+    monkeypatch.setattr(command_line.metadata, "version", lambda name: torch)
+    assert command_line.expects_gpu() is expected
 
 
 def test_numbers_that_may_be_zero_or_open() -> None:
