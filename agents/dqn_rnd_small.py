@@ -303,7 +303,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 extrinsic.sync_target()
                 intrinsic.sync_target()
 
-            if crossings(before, after, config.log_period_steps):
+            if crossings(before, after, config.log_period_steps) or after >= config.total_steps:
                 state.require_finite(means.peek().values())
                 mean = means.pop()
                 recent = np.array(episodes.recent_returns)
@@ -347,6 +347,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             seed=config.seed,
             should_stop=lambda: bool(stop),
         )
+        progress.say(f"trained; now it plays {config.final_evaluation_episodes} games")
         scores = evaluator.play(config.final_evaluation_episodes)
         if scores is None:
             raise SystemExit(stop.exit_code)

@@ -295,7 +295,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
 
     # -- The loop ------------------------------------------------------------------------------
     with progress, log, contextlib.closing(envs):
-        shown = {"return": math.nan, "loss": math.nan, "epsilon": 1.0}
+        shown = {"return": math.nan, "loss": math.nan}
         while count.step < config.total_steps and not stop:
             if crossings(count.evaluated_at_step, count.step, config.evaluation_period_steps):
                 scores = evaluator.play(config.evaluation_episodes)
@@ -340,7 +340,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             if crossings(before, after, config.target_period_steps):
                 learner.sync_target()
 
-            if crossings(before, after, config.log_period_steps):
+            if crossings(before, after, config.log_period_steps) or after >= config.total_steps:
                 state.require_finite(means.peek().values())
                 mean = means.pop()
                 row = {
@@ -356,13 +356,12 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                     row[f"diagnostics/{name}"] = mean.get(name, math.nan)
                 log.write(after, row)
                 shown = {"return": row["charts/episodic_return"], "loss": row["losses/td"]}
-                shown["epsilon"] = epsilon
                 if grad_norms:
                     log.histogram(after, "histograms/grad_norm", torch.cat(tuple(grad_norms)))
                     seen = replay.sample(128, rng=np.random.default_rng(after)).obs
                     log.histogram(after, "histograms/q", learner.action_values(seen))
-            if crossings(before, after, PROGRESS_PERIOD_STEPS):
-                progress.update(after, shown)
+            if crossings(before, after, PROGRESS_PERIOD_STEPS) or after >= config.total_steps:
+                progress.update(after, shown | {"epsilon": epsilon})
             if crossings(before, after, config.checkpoint_period_steps):
                 state.require_finite(means.peek().values())
                 state.save()
@@ -375,6 +374,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             raise SystemExit(stop.exit_code)
 
         # -- The end: a last evaluation, a video, the summary ----------------------------------
+        progress.say(f"trained; now it plays {config.final_evaluation_episodes} games")
         scores = evaluator.play(config.final_evaluation_episodes)
         video = run.directory / "video.gif"
         if scores is None or not evaluator.record_gif(video):

@@ -517,7 +517,7 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
             count.step = after
             count.updates += config.num_epochs * learner.num_minibatches
 
-            if crossings(before, after, config.log_period_steps):
+            if crossings(before, after, config.log_period_steps) or after >= config.total_steps:
                 check_finite()
                 mean = means.pop()
                 recent = np.array(episodes.recent_returns)
@@ -574,6 +574,7 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
             "versions": software,
         }
         if log is not None:
+            say(f"trained; now it plays {config.final_evaluation_episodes} games")
             scores = evaluator.play(config.final_evaluation_episodes, count.step)
             if scores is None or not evaluator.draw(run.directory):
                 raise SystemExit(stop.exit_code)

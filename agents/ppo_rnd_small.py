@@ -308,7 +308,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             if len(recent) == RECENT_EPISODES and share >= REWARDED_SHARE:
                 rewarded.at(count.step)
 
-            if crossings(before, count.step, config.log_period_steps):
+            last = count.step >= config.total_steps
+            if last or crossings(before, count.step, config.log_period_steps):
                 check_finite()
                 mean = means.pop()
                 row = {
@@ -347,6 +348,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             seed=config.seed,
             should_stop=lambda: bool(stop),
         )
+        progress.say(f"trained; now it plays {config.final_evaluation_episodes} games")
         scores = evaluator.play(config.final_evaluation_episodes)
         if scores is None:
             raise SystemExit(stop.exit_code)

@@ -131,7 +131,7 @@ from torch import Tensor, nn
 
 from classicrl.algorithms.q_iteration import QIterationLearner
 from classicrl.checkpoint import load_model, save_model
-from classicrl.console import TrainingProgress
+from classicrl.console import TrainingProgress, duration_in_words
 from classicrl.cube_solver import (
     CUBE_PROTOCOL,
     UNSOLVED_RETURN,
@@ -190,8 +190,9 @@ def main(config: Config) -> dict[str, Any]:
             summary = train(config, run, stop)
         scores, beam = summary["eval"], summary["beam"]
         print(
-            f"{summary['agent']}, {config.actions} actions, {summary['num_updates']:,} updates in "
-            f"{summary['wall_seconds'] / 60:.0f} min: full scrambles solved in "
+            f"{run.not_used_line}{summary['agent']}, {config.actions} actions, "
+            f"{summary['num_updates']:,} updates in "
+            f"{duration_in_words(summary['wall_seconds'])}: full scrambles solved in "
             f"{-scores['mean_return']:.2f} quarter turns (mean of {scores['episodes']}, preset "
             f"fast; unsolved counts {-UNSOLVED_RETURN:.0f}); a beam of {beam['width']:,} solves "
             f"{beam['solved']} of {beam['cubes']} ({summary['kept']} kept)\n"
@@ -338,7 +339,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     # -- The loop ------------------------------------------------------------------------------
     with progress, log:
         shown = {"loss": math.nan, "solved": math.nan, "length": math.nan}
-        while (done := fraction()) < 1.0 and not stop:
+        done = fraction()
+        while done < 1.0 and not stop:
             if crossings(count.evaluated_at_step, count.step, config.evaluation_period_updates):
                 count.evaluated_at_step = count.step
                 scores = evaluator.evaluate(learner.action_values, config.evaluation_cubes)
@@ -367,8 +369,9 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             metrics |= summed_by_depth(part.steps, metrics.pop("squared_error"))
             means.add({name: value[None] for name, value in metrics.items()})
             before, count.step, count.updates = count.step, count.step + 1, count.updates + 1
+            done = fraction()
 
-            if crossings(before, count.step, config.log_period_updates):
+            if crossings(before, count.step, config.log_period_updates) or done >= 1.0:
                 state.require_finite(means.peek().values())
                 mean = means.pop()
                 row = {
@@ -386,7 +389,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                     row[f"losses/q_depth_{depth}"] = error
                 log.write(count.step, row)
                 shown["loss"] = mean["loss"]
-                progress.total_steps = max(count.step, round(count.step / max(fraction(), 1e-9)))
+                progress.total_steps = max(count.step, round(count.step / max(done, 1e-9)))
                 progress.update(count.step, shown)
             if crossings(before, count.step, config.checkpoint_period_updates):
                 state.require_finite(means.peek().values())
@@ -400,6 +403,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             raise SystemExit(stop.exit_code)
 
         # -- The end: the better of walk and bellman by search, a summary ------------------------
+        progress.say(f"trained; now it solves {config.final_evaluation_cubes} cubes")
         best: Scores = evaluator.evaluate(learner.action_values, config.final_evaluation_cubes)
         kept = "bellman" if count.bellman_updates else "teacher" if teacher is not None else "walk"
         if count.bellman_updates and walk_model.exists() and walk_share > 0.0:

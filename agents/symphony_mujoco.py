@@ -477,7 +477,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 means.add(metrics)
                 count.updates += N * G
 
-            if crossings(before, after, config.log_period_steps):
+            if crossings(before, after, config.log_period_steps) or after >= config.total_steps:
                 state.require_finite(means.peek().values())
                 mean = means.pop()
                 reward_scale = replay.reward_scale or math.nan
@@ -500,7 +500,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 log.write(after, row)
                 shown = {"return": row["charts/episodic_return"], "loss": row["losses/td"]}
                 shown["gain"] = row["diagnostics/action_gain"]
-            if crossings(before, after, PROGRESS_PERIOD_STEPS):
+            if crossings(before, after, PROGRESS_PERIOD_STEPS) or after >= config.total_steps:
                 progress.update(after, shown)
             if crossings(before, after, config.checkpoint_period_steps):
                 state.require_finite(means.peek().values())
@@ -514,6 +514,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             raise SystemExit(stop.exit_code)
 
         # -- The end: a last evaluation, a video, the summary ----------------------------------
+        progress.say(f"trained; now it plays {config.final_evaluation_episodes} games")
         scores = evaluator.play(config.final_evaluation_episodes)
         if scores is None:
             raise SystemExit(stop.exit_code)

@@ -43,7 +43,7 @@ class Config:
     env_id: str = "CartPole-v1"
     """CartPole-v1, Acrobot-v1, or another environment with a vector observation."""
     total_steps: int = may_change(20_000)
-    """Steps to train for."""
+    """Steps to train each seed for."""
     seed: int = 0
     """The first seed."""
     num_seeds: int = 3
@@ -208,7 +208,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
     require_memory(
         K * replay_nbytes(config.replay_capacity, envs.obs_shape, obs_itemsize=4),
         device,
-        what=f"{K} replays of {config.replay_capacity:,} observations",
+        what=f"a replay of {K} x {config.replay_capacity:,} observations",
         flag="--replay-capacity",
     )
     recipe = FAMILY[config.member]
@@ -331,7 +331,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         for log in logs:
             closing.enter_context(log)
         closing.callback(envs.close)
-        shown = {"return": math.nan, "loss": math.nan, "epsilon": 1.0}
+        shown = {"return": math.nan, "loss": math.nan}
         while count.step < config.total_steps and not stop:
             if crossings(count.evaluated_at_step, count.step, config.evaluation_period_steps):
                 scores = evaluate(config.evaluation_episodes)
@@ -380,7 +380,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
             if crossings(before, after, config.target_period_steps):
                 learner.sync_target()
 
-            if crossings(before, after, config.log_period_steps):
+            if crossings(before, after, config.log_period_steps) or after >= config.total_steps:
                 check_finite()
                 if grad_norms:
                     seen = replays.sample(128, rng=np.random.default_rng(after)).obs
@@ -406,9 +406,8 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
                 means.reset()
                 returns = [part.recent_mean() for part in episodes]
                 shown = {"return": float(np.mean(returns)), "loss": row["losses/td"]}
-                shown["epsilon"] = epsilon
-            if crossings(before, after, PROGRESS_PERIOD_STEPS):
-                progress.update(K * after, shown)
+            if crossings(before, after, PROGRESS_PERIOD_STEPS) or after >= config.total_steps:
+                progress.update(K * after, shown | {"epsilon": epsilon})
             if crossings(before, after, config.checkpoint_period_steps):
                 check_finite()
                 state.save()
@@ -422,6 +421,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
             raise SystemExit(stop.exit_code)
 
         # -- The end: a last evaluation, and a summary for each seed and for all ----------------
+        progress.say(f"trained; now each seed plays {config.final_evaluation_episodes} games")
         scores = evaluate(config.final_evaluation_episodes)
         if scores is None:
             raise SystemExit(stop.exit_code)

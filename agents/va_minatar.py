@@ -43,7 +43,7 @@ class Config:
     env_id: str = "MinAtar/Breakout-v1"
     """MinAtar/ and Asterix-v1, Breakout-v1, Freeway-v1, Seaquest-v1 or SpaceInvaders-v1."""
     total_steps: int = may_change(1_000_000)
-    """Steps to train for."""
+    """Steps to train each seed for."""
     seed: int = 0
     """The first seed."""
     num_seeds: int = 5
@@ -206,7 +206,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
     require_memory(
         K * replay_nbytes(config.replay_capacity, envs.obs_shape),
         device,
-        what=f"{K} replays of {config.replay_capacity:,} boards",
+        what=f"a replay of {K} x {config.replay_capacity:,} boards",
         flag="--replay-capacity",
     )
     recipe = FAMILY[config.member]
@@ -327,7 +327,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         for log in logs:
             closing.enter_context(log)
         closing.callback(envs.close)
-        shown = {"return": math.nan, "loss": math.nan, "epsilon": 1.0}
+        shown = {"return": math.nan, "loss": math.nan}
         while count.step < config.total_steps and not stop:
             if crossings(count.evaluated_at_step, count.step, config.evaluation_period_steps):
                 scores = evaluate(config.evaluation_episodes)
@@ -376,7 +376,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
             if crossings(before, after, config.target_period_steps):
                 learner.sync_target()
 
-            if crossings(before, after, config.log_period_steps):
+            if crossings(before, after, config.log_period_steps) or after >= config.total_steps:
                 check_finite()
                 if grad_norms:
                     seen = replays.sample(128, rng=np.random.default_rng(after)).obs
@@ -402,9 +402,8 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
                 means.reset()
                 returns = [part.recent_mean() for part in episodes]
                 shown = {"return": float(np.mean(returns)), "loss": row["losses/td"]}
-                shown["epsilon"] = epsilon
-            if crossings(before, after, PROGRESS_PERIOD_STEPS):
-                progress.update(K * after, shown)
+            if crossings(before, after, PROGRESS_PERIOD_STEPS) or after >= config.total_steps:
+                progress.update(K * after, shown | {"epsilon": epsilon})
             if crossings(before, after, config.checkpoint_period_steps):
                 check_finite()
                 state.save()
@@ -418,6 +417,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
             raise SystemExit(stop.exit_code)
 
         # -- The end: a last evaluation, videos, a summary for each seed and for all ------------
+        progress.say(f"trained; now each seed plays {config.final_evaluation_episodes} games")
         scores = evaluate(config.final_evaluation_episodes)
         if scores is None:
             raise SystemExit(stop.exit_code)

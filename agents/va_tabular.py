@@ -110,7 +110,7 @@ from classicrl.algorithms.tabular import (
     uniform_policies,
 )
 from classicrl.checkpoint import write_atomic
-from classicrl.console import TrainingProgress
+from classicrl.console import TrainingProgress, duration_in_words
 from classicrl.errors import UserError
 from classicrl.experiment import Run, as_json, versions
 from classicrl.machine import describe, require_memory
@@ -192,7 +192,8 @@ def main(config: Config) -> dict[str, Any]:
         print(printed_table(summary))
         print(
             f"{AGENT} on {summary['env']}, {summary['config']['mdps']} trajectories of "
-            f"{summary['config']['steps']:,} steps, in {summary['wall_seconds']:.0f} s\n"
+            f"{summary['config']['steps']:,} steps, in "
+            f"{duration_in_words(summary['wall_seconds'])}\n"
             f"everything is in {directory}: {', '.join(summary['files'])}"
         )
         return summary

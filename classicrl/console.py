@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
 from collections import deque
@@ -51,7 +52,8 @@ class TrainingProgress:
             self._times.popleft()
         rate = self.steps_per_second
         left = (self.total_steps - step) / rate if rate > 0 else float("inf")
-        parts = [f"{step:,}/{self.total_steps:,} steps", f"{rate:,.0f}/s", f"ETA {_clock(left)}"]
+        pace = f"{rate:,.0f}/s" if rate == rate else "-/s"
+        parts = [f"{step:,}/{self.total_steps:,} steps", pace, f"ETA {_clock(left)}"]
         parts += [f"{k} {'-' if v != v else format(v, '.4g')}" for k, v in figures.items()]
         if self._live is not None:
             self._live.update(self._task, completed=step, figures="  ".join(parts))
@@ -61,9 +63,9 @@ class TrainingProgress:
 
     @property
     def steps_per_second(self) -> float:
-        """Rate over the last minute."""
+        """Rate over the last minute; NaN before the first update."""
         (t0, s0), (t1, s1) = self._times[0], self._times[-1]
-        return (s1 - s0) / (t1 - t0) if t1 > t0 else 0.0
+        return (s1 - s0) / (t1 - t0) if t1 > t0 else math.nan
 
     def say(self, line: str) -> None:
         """A line of its own, above the live one."""
@@ -94,6 +96,18 @@ def limit_in_words(limit: int, unit: str) -> str:
     'at most 108,000 frames a game'
     """
     return "no limit to a game" if limit >= NO_LIMIT else f"at most {limit:,} {unit} a game"
+
+
+def duration_in_words(seconds: float) -> str:
+    """How long something took.
+
+    >>> duration_in_words(4_320)
+    '72 min'
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _clock(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Playing a policy without learning: scores over whole games, and a video of one."""
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -13,6 +14,7 @@ from classicrl.console import limit_in_words
 from classicrl.envs.atari import AtariProtocol, AtariSingle, AtariVector, make_atari
 from classicrl.envs.gym_vector import GymProtocol, GymVector
 from classicrl.errors import UserError
+from classicrl.types import NO_LIMIT
 
 Policy = Callable[[NDArray[Any]], NDArray[np.int64]]
 """Actions: ``[N, *obs_shape]`` -> int64 ``[N]``. One that remembers, or draws at random, is a
@@ -61,19 +63,25 @@ class Evaluation(NamedTuple):
         return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else 0.0
 
     def figures(self) -> dict[str, float]:
-        """What ``evaluations.csv`` and ``summary.json`` say of it."""
+        """What ``evaluations.csv`` says of it; the limit is NaN where there is none."""
+        limit = self.max_frames_per_episode
         return {
             "mean_return": self.mean_return,
             "std_return": self.std_return,
             "episodes": len(self.returns),
             "epsilon": self.epsilon,
-            "max_frames_per_episode": self.max_frames_per_episode,
+            "max_frames_per_episode": limit if limit < NO_LIMIT else math.nan,
             **self.smoothness,
         }
 
     def record(self) -> dict[str, Any]:
-        """The figures and every game's return, from which intervals are made."""
-        return {**self.figures(), "returns": self.returns}
+        """What ``summary.json`` says of it: the same, with every game's return, from which
+        intervals are made; the limit is a number that can be given again."""
+        return {
+            **self.figures(),
+            "max_frames_per_episode": self.max_frames_per_episode,
+            "returns": self.returns,
+        }
 
     def __str__(self) -> str:
         return (

@@ -27,7 +27,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar, get_args, get_type_hints
 
 from classicrl.checkpoint import write_atomic
-from classicrl.console import limit_in_words
+from classicrl.console import duration_in_words, limit_in_words
 from classicrl.distributed import Ranks
 from classicrl.errors import UserError
 
@@ -69,6 +69,7 @@ class Run:
 
     def __init__(self, directory: Path, *, overwrite: bool = False) -> None:
         self.directory = directory
+        self._not_used = ""  # settings that a finished run was called with
         self._made = [path for path in (directory, *directory.parents) if not path.exists()]
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,8 @@ class Run:
                 takes the recorded values, so its schedules keep their absolute length.
 
         Returns:
-            The configuration without open values.
+            The configuration without open values. One that asks nothing more of a finished run
+            than was done is not recorded.
 
         Raises:
             UserError: if a field that may not change differs; all such fields are named.
@@ -127,6 +129,22 @@ class Run:
             }
             write_json(path, record)
             return config
+        record, changed, derived = self._compared(config)
+        if changed and self._finished(config):
+            self._not_used = _in_words(config, record["config"], changed)
+        elif changed:
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            record["changes"].append({"at": when, "fields": changed})
+            record["config"] |= changed
+            if "sha256" in record:
+                record["sha256"] = _sha256(record["config"])
+            write_json(path, record)
+        return dataclasses.replace(config, **_from_json(type(config), derived))  # type: ignore[type-var]
+
+    def _compared(self, config: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """What is recorded; of it, fields that changed, with their new values, and fields that are
+        to be derived, with their recorded ones."""
+        path = self.directory / CONFIG_FILE
         record = read_json(path)
         recorded = record.get("config", {})
         if not isinstance(recorded, dict) or record.get("sha256", "") not in (
@@ -140,7 +158,7 @@ class Run:
         differing: list[str] = []
         changed: dict[str, Any] = {}
         derived: dict[str, Any] = {}
-        fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+        fields = {field.name: field for field in dataclasses.fields(config)}
         for name, new in as_json(config).items():
             old = recorded.get(name)
             if new == old:
@@ -161,20 +179,18 @@ class Run:
                 + "; ".join(differing)
                 + f"): {preset}use --overwrite to start afresh, or another --run-dir"
             )
-        if changed:
-            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            record["changes"].append({"at": when, "fields": changed})
-            record["config"] = recorded | changed
-            if "sha256" in record:
-                record["sha256"] = _sha256(record["config"])
-            write_json(path, record)
-        return dataclasses.replace(config, **_from_json(type(config), derived))  # type: ignore[type-var]
+        return record, changed, derived
 
     def _begun(self) -> bool:
         """Whether anything was made of the configuration yet."""
         # Directories of the other ranks are there as soon as these are, before anything begins.
         others = {*_OWN_FILES, *_OWN_DIRECTORIES} - {CONFIG_FILE, "report.html", "ranks"}
         return any((self.directory / name).exists() for name in others)
+
+    def _finished(self, config: Any) -> bool:
+        """Whether a run of this configuration has nothing left to do."""
+        done = self.summary
+        return done is not None and getattr(config, "total_steps", 0) <= done.get("total_steps", 0)
 
     def _take_away(self) -> None:
         """Removes the directories that this process made, as far as nothing else is in them."""
@@ -205,16 +221,37 @@ class Run:
         limit = limit_in_words(scores["max_frames_per_episode"], unit)
         files = ", ".join(name for name in _OWN_FILES if (directory / name).exists())
         return (
-            f"{summary['agent']} on {summary['env_id']} ({summary['protocol']}), "
-            f"{summary['total_steps']:,} steps in {summary['wall_seconds'] / 60:.0f} min: "
+            f"{self.not_used_line}{summary['agent']} on {summary['env_id']} "
+            f"({summary['protocol']}), "
+            f"{summary['total_steps']:,} steps in "
+            f"{duration_in_words(summary['wall_seconds'])}: "
             f"return {scores['mean_return']:.2f} +- {scores['std_return']:.2f} over "
             f"{scores['episodes']} games (epsilon {scores['epsilon']:g}, {limit})\n"
             f"everything is in {directory}{': ' + files if files else ''}\n"
             f"curves: tensorboard --logdir {directory}"
         )
 
+    @property
+    def not_used_line(self) -> str:
+        """Which settings a run that was finished before had no use for; nothing if there are none.
+
+        Those that are as by default, and may not have been asked for, are left out.
+        """
+        if not self._not_used:
+            return ""
+        return f"finished before, so nothing was trained, and not used: {self._not_used}\n"
+
+    def require_same_method(self, config: Any) -> None:
+        """Checks a configuration against the recorded one, and records nothing.
+
+        Raises:
+            UserError: as :meth:`configure`.
+        """
+        self._compared(config)
+
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes the summary: the run is finished."""
+        self._not_used = ""
         write_json(self.directory / SUMMARY_FILE, summary)
 
     def close(self) -> None:
@@ -343,6 +380,16 @@ def _from_json(kind: type, values: dict[str, Any]) -> dict[str, Any]:
             value = tuple(value)
         result[name] = value
     return result
+
+
+def _in_words(config: Any, recorded: dict[str, Any], changed: dict[str, Any]) -> str:
+    """Changed fields, their new and recorded values; without those that are as by default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    return ", ".join(
+        f"{name} {new} (recorded: {recorded.get(name)})"
+        for name, new in changed.items()
+        if new != defaults[name]
+    )
 
 
 def _sha256(config: dict[str, Any]) -> str:

@@ -67,8 +67,9 @@ class CsvLog:
 
         Raises:
             ValueError: if there are no names, or others than in the first row since the file was
-                opened.
+                opened; or a figure is not one number.
         """
+        metrics = plain_numbers(metrics)
         if not metrics:
             raise ValueError("a row needs at least one figure")
         text = ""
@@ -124,11 +125,33 @@ def _step_of(row: list[str], path: Path) -> int:
 
 def _short(value: float) -> str:
     """Shortest text that gives the same float back; nothing for NaN (not measured yet)."""
-    if isinstance(value, np.generic):
-        value = value.item()  # NumPy's numbers say their type, too
     if isinstance(value, float) and math.isnan(value):
         return ""
     return repr(value)
+
+
+def plain_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Python's numbers for those of NumPy and torch, which would say their type in a file.
+
+    Raises:
+        ValueError: if one is not a single number.
+
+    >>> plain_numbers({"loss": torch.tensor(0.5), "updates": np.int64(3)})
+    {'loss': 0.5, 'updates': 3}
+    """
+    plain = {}
+    for name, value in metrics.items():
+        if isinstance(value, Tensor | np.ndarray | np.generic):
+            if math.prod(value.shape) != 1:
+                raise ValueError(
+                    f"{name} has the shape {tuple(value.shape)}, but a figure is one number: "
+                    "MeanMetrics takes the means of what update() returns"
+                )
+            value = value.item()
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} is {value!r}, but a figure is a number")
+        plain[name] = int(value) if isinstance(value, bool) else value
+    return plain
 
 
 class MetricsLog:
@@ -139,7 +162,7 @@ class MetricsLog:
     the settings of the directory's ``config.json`` with the scores, for its hparams.
 
     Args:
-        directory: of the run.
+        directory: of the run; made if absent.
         resume_step: what was written for later steps is dropped.
         evaluated_at_step: the last evaluation that the resumed run knows of; later ones are
             dropped, also one at ``resume_step`` itself, which will be made again.
@@ -154,6 +177,7 @@ class MetricsLog:
         evaluated_at_step: int = 0,
         track: TrackName = "none",
     ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
         self._metrics = CsvLog(directory / "metrics.csv", resume_step)
         self._evaluations = CsvLog(directory / "evaluations.csv", evaluated_at_step)
         # Also at step 0: a run that was killed before its first checkpoint begins again there.
@@ -177,7 +201,12 @@ class MetricsLog:
                     self._events.add_scalar(name, float(column[i]), step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Training figures; names like ``losses/td`` group the curves in TensorBoard."""
+        """Training figures, numbers each; names like ``losses/td`` group the curves.
+
+        Raises:
+            ValueError: as :meth:`CsvLog.write`.
+        """
+        metrics = plain_numbers(metrics)
         if not self._has_layout:
             self._has_layout = True
             layout = custom_scalars(board_layout(list(metrics)))  # type: ignore[no-untyped-call]
@@ -186,7 +215,12 @@ class MetricsLog:
         self._scalars(step, metrics)
 
     def write_evaluation(self, step: int, scores: Mapping[str, float]) -> None:
-        """Scores of an evaluation; ``eval/`` in TensorBoard."""
+        """Scores of an evaluation; ``eval/`` in TensorBoard.
+
+        Raises:
+            ValueError: as :meth:`CsvLog.write`.
+        """
+        scores = plain_numbers(scores)
         if self._end_of_session is None and "config" in self._record:
             begin = hparams(  # type: ignore[no-untyped-call]
                 settings_to_show(self._record["config"]), {f"eval/{name}": 0.0 for name in scores}

@@ -93,7 +93,8 @@ def require_memory(nbytes: int, device: torch.device, *, what: str, flag: str) -
             f"{what} needs {nbytes / 1e9:.1f} GB, but {device} has {free / 1e9:.1f} GB free: "
             f"lower {flag}"
         )
-    print(f"{what}: {nbytes / 1e9:.2f} GB of {free / 1e9:.1f} GB free on {device}")
+    amount = f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.1f} MB"
+    print(f"{what}: {amount} of {free / 1e9:.1f} GB free on {device}")
 
 
 def describe(device: torch.device) -> str:

@@ -72,14 +72,26 @@ class SeedGroup:
         config = self.shared.configure(config, lambda c: c)
         begun = (self.shared.directory / "checkpoints").exists()
         for seed, run in zip(self.seeds, self.runs, strict=True):
-            if (run.directory / "metrics.csv").exists() and not begun:
-                raise UserError(
-                    f"{run.directory} holds a run that was made with other seeds: use "
-                    "--overwrite to start afresh, or another --run-dir"
-                )
             alone = dataclasses.replace(config, seed=seed, num_seeds=1)  # type: ignore[type-var]
+            if (run.directory / "metrics.csv").exists() and not begun:
+                run.require_same_method(alone)
+                raise UserError(
+                    f"{run.directory} holds a run that was made with other seeds: "
+                    f"{self._free_seeds()}use --overwrite to start afresh, or another --run-dir"
+                )
             run.configure(alone, lambda c: c)
         return config
+
+    def _free_seeds(self) -> str:
+        """How to train those seeds that have no run yet, where they follow each other."""
+        free = [
+            seed
+            for seed, run in zip(self.seeds, self.runs, strict=True)
+            if not (run.directory / "metrics.csv").exists()
+        ]
+        if not free or free[-1] - free[0] + 1 != len(free):
+            return ""
+        return f"train the others with --seed {free[0]} --num-seeds {len(free)}, "
 
     @property
     def summary(self) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Runs agents x environments x seeds, and collects their scores in one table and one plot.
+r"""Runs agents x environments x seeds, and collects their scores in one table and one plot.
 
     python runs/sweep.py --agents "va_classic_control --num-seeds 1" --envs CartPole-v1 Acrobot-v1 \
         --seeds 0 1 2 --workers 2

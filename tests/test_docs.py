@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import run_docs
 import torch
@@ -32,9 +31,15 @@ def test_every_example_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PRINTED))
-def test_example(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    exec(EXAMPLES[name], {"np": np, "torch": torch, "folder": str(tmp_path)})
+    exec(EXAMPLES[name], {})
     assert re.fullmatch(PRINTED[name], capsys.readouterr().out.strip())
     assert len(EXAMPLES[name].splitlines()) <= 20
 

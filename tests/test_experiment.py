@@ -40,6 +40,22 @@ class Settings:
     run_dir: Path | None = not_recorded(None)
 
 
+SUMMARY = {
+    "agent": "some",
+    "env_id": "CartPole-v1",
+    "protocol": "plain",
+    "total_steps": 500,
+    "wall_seconds": 50.0,
+    "eval": {
+        "mean_return": 2.0,
+        "std_return": 1.0,
+        "episodes": 3,
+        "epsilon": 0.0,
+        "max_frames_per_episode": 500,
+    },
+}
+
+
 def resolve(settings: Settings) -> Settings:
     return dataclasses.replace(
         settings,
@@ -239,6 +255,27 @@ def test_every_field_that_differs_is_named(tmp_path: Path) -> None:
     assert "total_steps" not in message and "rate" not in message
     assert "--overwrite" in message and "--run-dir" in message and "\n" not in message
     assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_finished_run_records_only_what_prolongs_it(tmp_path: Path) -> None:
+    configure(tmp_path, total_steps=500, log_period_steps=20)
+    with Run(tmp_path) as run:
+        run.finish(SUMMARY)
+    before = (tmp_path / "config.json").read_text()
+    for asked, said in (
+        ({"log_period_steps": 10}, "not used: log_period_steps 10 (recorded: 20)\n"),
+        ({"total_steps": 400}, "not used: total_steps 400 (recorded: 500)\n"),
+        ({"log_period_steps": 50}, ""),  # as by default, so it may not have been asked for
+    ):
+        with Run(tmp_path) as run:
+            run.configure(Settings(**{"total_steps": 500, "log_period_steps": 20} | asked), resolve)
+            lines = run.closing_lines(SUMMARY)
+            assert said in lines and ("not used" in lines) == bool(said)
+            run.finish(SUMMARY)  # what is trained after all
+            assert "not used" not in run.closing_lines(SUMMARY)
+        assert (tmp_path / "config.json").read_text() == before
+    configure(tmp_path, total_steps=600, log_period_steps=10)
+    assert read_json(tmp_path / "config.json")["config"]["log_period_steps"] == 10
 
 
 def test_derived_values_keep_their_length_when_the_run_gets_longer(tmp_path: Path) -> None:

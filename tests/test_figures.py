@@ -13,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from classicrl.loggers import read_csv
+
 PAGE = Path(__file__).parents[1] / "docs" / "components.md"
 VALUE = {"dueling_dqn_atari", "va_atari", "va_minatar", "va_classic_control"}
 WHO = {
@@ -75,6 +77,16 @@ def test_the_table_is_what_the_script_logs(small: Small, events: Events) -> None
     table = {name for name, who in documented().items() if small.script in who}
     assert logged - table == set(), "not in the table of docs/components.md"
     assert table - logged == set(), "in the table, but not logged"
+
+
+@pytest.mark.parametrize("small", scripts())
+def test_the_last_row_is_of_the_last_step(small: Small, finished: Callable[[Small], Path]) -> None:
+    settings = small.settings
+    end = settings.get("total_steps") or settings["total_updates"]
+    assert end % (settings.get("log_period_steps") or settings["log_period_updates"])
+    for result in small.results:
+        steps = read_csv(finished(small) / result / "metrics.csv")["step"].tolist()
+        assert steps[-1] == end and len(steps) == len(set(steps)) > 1
 
 
 def test_nobody_else_is_in_the_table() -> None:

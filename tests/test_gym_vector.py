@@ -2,6 +2,7 @@
 goes on exactly, refusals."""
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from classicrl.checkpoint import CheckpointStore
 from classicrl.envs.gym_vector import MINATAR_GAMES, GymVector, gym_protocol
 from classicrl.envs.plain_state import plain_state_of, restore_plain_state
 from classicrl.errors import UserError
+from classicrl.evaluation import Evaluation
+from classicrl.types import NO_LIMIT
 
 HAS_MINATAR = importlib.util.find_spec("minatar") is not None
 needs_minatar = pytest.mark.skipif(not HAS_MINATAR, reason="requires minatar")
@@ -246,3 +249,11 @@ def test_actions_and_order_of_calls() -> None:
         envs.state_dict()
     envs.recv()
     envs.close()
+
+
+def test_a_game_without_a_limit_has_none_in_its_figures() -> None:
+    scores = Evaluation([1.0, 3.0], [5, 6], 0.0, NO_LIMIT, limit_unit="steps")
+    assert math.isnan(scores.figures()["max_frames_per_episode"])
+    assert scores.record()["max_frames_per_episode"] == NO_LIMIT  # which can be given again
+    assert scores.record()["mean_return"] == scores.figures()["mean_return"] == 2.0
+    assert scores._replace(max_frames_per_episode=500).figures()["max_frames_per_episode"] == 500

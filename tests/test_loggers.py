@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from classicrl.console import TrainingProgress
+from classicrl.console import TrainingProgress, duration_in_words
 from classicrl.loggers import (
     CsvLog,
     Episode,
@@ -397,11 +397,46 @@ def test_rate_of_a_resumed_run_counts_only_its_own_steps(
     assert capsys.readouterr().err == ""
 
 
+def test_a_rate_is_not_known_before_a_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    progress = TrainingProgress(10_000)
+    assert math.isnan(progress.steps_per_second)
+    progress.update(0, {})
+    assert capsys.readouterr().err == "0/10,000 steps  -/s  ETA -\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (119.0, "119 s"), (121.0, "2 min"), (7_140, "119 min"), (7_320, "2 h 2 min")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration_in_words(seconds) == words
+
+
 def test_numbers_of_numpy_are_written_as_numbers(tmp_path: Path) -> None:
     log = CsvLog(tmp_path / "x.csv")
     log.write(1, {"a": np.float64(0.25), "b": np.float32("nan"), "c": np.int64(3)})
     log.close()
     assert (tmp_path / "x.csv").read_text() == "step,a,b,c\n1,0.25,,3\n"
+
+
+def test_tensors_and_truth_values_are_written_as_numbers(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        log.write(1, {"a": torch.tensor(0.25), "b": torch.tensor([3]), "c": np.bool_(True)})
+        log.write_evaluation(1, {"mean_return": torch.tensor(2.5)})
+    assert (tmp_path / "metrics.csv").read_text() == "step,a,b,c\n1,0.25,3,1\n"
+    assert (tmp_path / "evaluations.csv").read_text() == "step,mean_return\n1,2.5\n"
+
+
+@pytest.mark.parametrize("figure", [torch.zeros(2), np.zeros((2, 3)), np.zeros(0), "0.5", None])
+def test_what_is_no_number_is_refused_by_name(tmp_path: Path, figure: Any) -> None:
+    with MetricsLog(tmp_path) as log:
+        with pytest.raises(ValueError, match=r"loss .*a figure is"):
+            log.write(1, {"loss": figure})
+        log.write(2, {"loss": 0.5})
+    assert (tmp_path / "metrics.csv").read_text() == "step,loss\n2,0.5\n"
 
 
 def test_means_count_each_name_by_itself() -> None:

@@ -48,6 +48,12 @@ def test_refuses_what_is_no_run(tmp_path: Path) -> None:
         read_run(tmp_path / "absent")
     with pytest.raises(UserError, match="not a run directory"):
         read_run(tmp_path)
+    for seed in (1, 2):
+        write_run(tmp_path / f"seed{seed}", seed=seed)
+    (tmp_path / "seeds1-1").mkdir()  # what seeds trained side by side share
+    (tmp_path / "seeds1-1" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"but holds some: name \S+/seed1 \S+/seed2$"):
+        read_run(tmp_path)
 
 
 @pytest.mark.parametrize(

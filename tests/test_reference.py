@@ -270,6 +270,10 @@ def test_find(tmp_path: Path) -> None:
     assert [entry.seed for entry in find(entries, ["pong-1"])] == [1]
     with pytest.raises(UserError, match="'pong-2'; there are: pong-0, pong-1"):
         find(entries, ["pong-2"])
+    many = [dataclasses.replace(entries[0], name=f"game{i:02d}-seed0") for i in range(30)]
+    with pytest.raises(UserError, match=r"there are: game17-seed0, .* and 22 more") as caught:
+        find(many, ["game17-sed0"])
+    assert len(str(caught.value)) < 250
 
 
 def drop_command(records: list[dict[str, Any]]) -> Any:

@@ -694,11 +694,19 @@ def test_numbers_out_of_range(search: Search, wrong: dict[str, float]) -> None:
         search(PANCAKE, ones(6), PANCAKE.goal, **wrong)
 
 
-@best_first
+@pytest.mark.parametrize("search", [qstar, astar, deferred_astar, q_beam])
 def test_a_start_of_another_shape_or_type(search: Search) -> None:
-    for start in (PANCAKE.goal[None], PANCAKE.goal.long()):
-        with pytest.raises(ValueError, match="one state, uint8"):
+    for start, given in ((PANCAKE.goal[None], "torch.uint8"), (PANCAKE.goal.long(), "torch.int64")):
+        with pytest.raises(ValueError, match=f"one state, uint8.*not {given}"):
             search(PANCAKE, ones(6), start)
+
+
+@pytest.mark.parametrize("search", [qstar, astar, deferred_astar, q_beam])
+@pytest.mark.parametrize("num_actions", [1, 5, 7])  # one column would be broadcast
+def test_a_network_for_another_number_of_actions(search: Search, num_actions: int) -> None:
+    start = some_rows(pancakes(), 2)[1]
+    with pytest.raises(ValueError, match=rf"gave \[\d+, {num_actions}\] for"):
+        search(PANCAKE, ones(num_actions), pancakes().states[start])
 
 
 def test_a_path_that_leads_elsewhere_is_noticed() -> None:

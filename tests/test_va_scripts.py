@@ -271,8 +271,13 @@ def test_another_member_or_setting_is_refused(case: Case, finished: Finished) ->
 def test_seeds_that_were_trained_with_others_are_not_written_over(tmp_path: Path) -> None:
     case = Case("va_classic_control", "va")
     case.run(tmp_path, total_steps=60)
-    with pytest.raises(UserError, match="made with other seeds"):
+    with pytest.raises(UserError, match="made with other seeds: use"):
         case.run(tmp_path, total_steps=60, seed=4, num_seeds=1)
+    with pytest.raises(UserError, match="train the others with --seed 5 --num-seeds 2, use"):
+        case.run(tmp_path, total_steps=60, seed=3, num_seeds=4)
+    with pytest.raises(UserError, match=r"gamma is 0.5, was 0.99"):  # others would not go with it
+        case.run(tmp_path, total_steps=60, seed=3, num_seeds=4, gamma=0.5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed3", "seed4", "seeds3-4"]
     case.run(tmp_path, total_steps=60, seed=4, num_seeds=1, overwrite=True)
     with pytest.raises(UserError, match="made with other seeds"):  # seed 3 cannot go on without it
         case.run(tmp_path, total_steps=80)

@@ -175,7 +175,8 @@ class ContinuousVector(GymEnvs):
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"no picture of {self.env_id} can be drawn here ({reason}): MuJoCo needs EGL or "
-                "OSMesa (set MUJOCO_GL=egl or osmesa), classic control needs pygame"
+                "OSMesa (set MUJOCO_GL=egl or osmesa), classic control needs pygame "
+                "(pip install pygame)"
             ) from error
         if frame is None:
             raise UserError(f"{self.env_id} draws no pictures")

@@ -115,6 +115,10 @@ def read_run(directory: Path) -> RunRecord:
     known = {**card_of_model(directory / MODEL_FILE), **config, **summary}
     agent = known.get("agent")
     if not isinstance(agent, str) or not isinstance(known.get("env_id"), str):
+        seeds = {path.parent for path in directory.glob("seed[0-9]*/config.json")}
+        if seeds:
+            names = " ".join(str(path) for path in sorted(seeds, key=lambda p: (len(p.name), p)))
+            raise UserError(f"{directory} is not a run directory, but holds some: name {names}")
         raise UserError(
             f"{directory} is not a run directory: its config.json and summary.json name no agent "
             "and environment (peers write theirs when they are finished)"

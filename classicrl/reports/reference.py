@@ -12,6 +12,7 @@ seeds play others.
 """
 
 import dataclasses
+import difflib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from classicrl.checkpoint import write_atomic
 from classicrl.errors import UserError
 from classicrl.experiment import read_json
 from classicrl.reports.players import player_of
+
+_LISTED_NAMES = 8  # in the answer to one that is not known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +184,12 @@ def find(entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
     known = {entry.name: entry for entry in entries}
     for name in names:
         if name not in known:
+            message = f"no published result is named {name!r}; there are: "
+            if len(known) <= _LISTED_NAMES:
+                raise UserError(message + (", ".join(known) or "none"))
+            near = difflib.get_close_matches(name, known, n=_LISTED_NAMES, cutoff=0.0)
             raise UserError(
-                f"no published result is named {name!r}; there are: {', '.join(known) or 'none'}"
+                f"{message}{', '.join(near)} and {len(known) - len(near)} more (docs/results.md)"
             )
     return [known[name] for name in names]
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from classicrl.checkpoint import write_atomic
+from classicrl.console import duration_in_words
 from classicrl.errors import UserError
 from classicrl.experiment import MODEL_FILE, read_json
 from classicrl.reports.plots import protocol_in_words
@@ -554,10 +555,7 @@ def duration(seconds: Any) -> str | None:
     """Such as ``1 h 12 min``; None for what is no number of seconds."""
     if not isinstance(seconds, int | float) or not 0 <= float_of(seconds) < 1e12:
         return None
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+    return duration_in_words(seconds)
 
 
 def size_in_words(num_bytes: int) -> str:

@@ -20,6 +20,7 @@ from classicrl.search.solution import (
     Solution,
     Stopped,
     checked_path,
+    require_state,
 )
 
 # Pairs whose Q is ranked at once: with what the ranking needs, 24 bytes each.
@@ -55,12 +56,13 @@ def q_beam(
         max_depth: layers.
 
     Raises:
-        ValueError: costs that differ, or a number out of its range.
+        ValueError: costs that differ, a start that is not one state, or a number out of its range.
     """
     if not bool((domain.costs == domain.costs[0]).all()):
         raise ValueError("a beam needs actions of equal cost")
     if min(width, spread, max_depth, max_nodes) < 1 or not max_seconds > 0:
         raise ValueError("width, spread, max_depth, max_nodes and max_seconds must be above zero")
+    require_state(start)
     began, device = time.perf_counter(), start.device
     estimate = Estimator(domain, q_function)
     num_actions, unit = len(domain.costs), float(domain.costs[0])

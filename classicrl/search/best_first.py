@@ -28,6 +28,8 @@ from classicrl.search.solution import (
     Solution,
     Stopped,
     checked_path,
+    require_rows,
+    require_state,
 )
 
 StopRule = Literal["bound", "first"]
@@ -57,8 +59,7 @@ class _Search:
             raise ValueError(f"weight is in [0, 1], not {weight}")
         if min(batch_size, max_nodes) < 1 or not (max_seconds > 0 and max_bytes > 0):
             raise ValueError("batch_size, max_nodes, max_seconds and max_bytes must be above zero")
-        if start.dtype != torch.uint8 or start.dim() != 1:
-            raise ValueError(f"the start is one state, uint8 [S], not {tuple(start.shape)}")
+        require_state(start)
         self.began = time.perf_counter()
         self.domain, self.start, self.weight, self.batch_size = domain, start, weight, batch_size
         self.stop, self.max_nodes, self.max_seconds = stop, max_nodes, max_seconds
@@ -339,6 +340,7 @@ def deferred_astar(
 
     def inherited(states: Tensor) -> Tensor:
         q = q_function(states)
+        require_rows(q, states, domain)
         if (legal := domain.legal(states)) is not None:
             q = torch.where(legal, q, torch.inf)
         return q.amin(1, keepdim=True) + domain.costs

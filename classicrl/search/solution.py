@@ -77,9 +77,14 @@ class Estimator:
 
     @torch.inference_mode()
     def __call__(self, states: Tensor) -> Tensor:
-        """[B, S] uint8 -> [B, A] float32, at least the cost of the action, inf where illegal."""
+        """[B, S] uint8 -> [B, A] float32, at least the cost of the action, inf where illegal.
+
+        Raises:
+            ValueError: the Q-function gives another shape.
+        """
         begin = time.perf_counter()
         q = torch.cat([self._q_function(part) for part in torch.split(states, self._chunk_size)])
+        require_rows(q, states, self._domain)
         # No path costs less than its first action.
         q = torch.maximum(q.to(torch.float32), self._domain.costs)
         if (legal := self._domain.legal(states)) is not None:
@@ -89,6 +94,31 @@ class Estimator:
         self.num_evaluated += len(states)
         self.seconds += time.perf_counter() - begin
         return q
+
+
+def require_state(start: Tensor) -> None:
+    """Refuses what is not one state.
+
+    Raises:
+        ValueError: another type or shape than uint8 [S].
+    """
+    if start.dtype != torch.uint8 or start.dim() != 1:
+        raise ValueError(
+            f"the start is one state, uint8 [S], not {start.dtype} {list(start.shape)}"
+        )
+
+
+def require_rows(q: Tensor, states: Tensor, domain: Domain) -> None:
+    """Refuses what is not a row of all actions for each state.
+
+    Raises:
+        ValueError: another shape than [B, A].
+    """
+    expected = [len(states), len(domain.costs)]
+    if list(q.shape) != expected:
+        raise ValueError(
+            f"the Q-function gave {list(q.shape)} for {len(states)} states, not {expected}"
+        )
 
 
 def checked_path(domain: Domain, start: Tensor, actions: list[int]) -> float:

@@ -169,7 +169,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                 means.add(learner.update(replay.sample(config.batch_size)))
             if count.step % config.target_period_steps == 0:
                 learner.sync_target()
-            if count.step % config.report_period_steps == 0:
+            if count.step % config.report_period_steps == 0 or count.step >= config.total_steps:
                 mean = {"loss": math.nan, "q": math.nan} | means.pop()
                 figures = {
                     "charts/episodic_return": episodes.recent_mean(),
