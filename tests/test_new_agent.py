@@ -209,7 +209,12 @@ def test_bad_flags_exit_2_with_one_line(tmp_path: Path, arguments: list[str], me
 @pytest.mark.slow
 @pytest.mark.timeout(1_200)
 def test_it_learns(tmp_path: Path) -> None:
-    """Two seeds of the default settings; a random policy gets about 20, and 500 is the most."""
-    for seed in (0, 1):
+    """Three seeds of the default settings; a random policy gets about 20, and 500 is the most.
+
+    The last network of one seed in eight balances for less than half of that.
+    """
+    returns = []
+    for seed in (0, 1, 2):
         config = load_script(SCRIPT).Config(seed=seed, threads=1, run_dir=tmp_path / str(seed))
-        assert load_script(SCRIPT).main(config)["eval"]["mean_return"] > 300
+        returns.append(load_script(SCRIPT).main(config)["eval"]["mean_return"])
+    assert np.median(returns) > 450 and min(returns) > 100, returns

@@ -23,7 +23,7 @@ class Config:
     threads: int = may_change(0)  # of the CPU; 0: all that this process may use
     run_dir: Path | None = not_recorded(None)  # by default a directory under runs/
     overwrite: bool = not_recorded(False)  # delete what an earlier run left there
-    value_bound: float = 100.0  # the 51 atoms lie within +-this; more than any return
+    value_bound: float = 200.0  # the 51 atoms lie within +-this: well above any return
     gamma: float = 0.99  # discount per step
     learning_rate: float = 1e-3  # of Adam
     batch_size: int = 64  # transitions per update
