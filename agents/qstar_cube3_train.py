@@ -13,6 +13,10 @@ network for 12:
 
     teacher   Q(s, abc) -> 1 + (Q12(s after ab, c) - 1) / 3     (classicrl/domains/cube3_teacher.py)
 
+--function v learns the moves to the solved cube from a state, V(s), as A* is used to:
+
+    walk      V(s) -> k             bellman   V(s) -> 1 + min_a V-(s after a)
+
 agents/qstar_cube3_solve.py searches with the result.
 
 The same command again continues the run.
@@ -40,6 +44,8 @@ class Config:
 
     actions: Literal[12, 156, 1884] = 12
     """Quarter turns, and sequences of up to two or three as well."""
+    function: Literal["q", "v"] = "q"
+    """q: Q of every action. v: V of the state alone."""
     minutes: float = 60.0
     """To train for; the learning rate and the change from walk to bellman follow the clock."""
     total_updates: int = 0
@@ -56,7 +62,7 @@ class Config:
     track: Literal["none", "wandb"] = may_change("none")
     """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
-    """Default: runs/qstar_cube3_train/cube3-<actions>/seed<seed>."""
+    """Default: runs/qstar_cube3_train/cube3-<actions>/seed<seed>, with -v where V is learned."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run left there."""
     init_from: Path | None = None
@@ -104,7 +110,7 @@ class Config:
     final_evaluation_cubes: int = may_change(50)
     """In the last one."""
     evaluation_width: int = may_change(1_024)
-    """Of that beam."""
+    """Of that beam. Where V is learned, divided by the actions: all children are asked about."""
     checkpoint_period_updates: int = may_change(5_000)
     """Updates between checkpoints."""
 
@@ -152,6 +158,7 @@ from classicrl.machine import choose_device, compile_networks, describe, set_thr
 from classicrl.networks.byte_q_network import ByteQNetwork
 from classicrl.schedules import crossings
 from classicrl.search.nodes import Perimeter
+from classicrl.search.value import q_of_children
 from classicrl.tracking import require_tracker
 from classicrl.training_state import Counters, TrainingState
 
@@ -176,7 +183,10 @@ def main(config: Config) -> dict[str, Any]:
         config, may_be_zero={"seed", "threads", "total_updates", "walk_share", "ball_depth"},
         at_most_one={"walk_share"},
     )  # fmt: skip
-    directory = config.run_dir or Path(f"runs/{AGENT}/cube3-{config.actions}/seed{config.seed}")
+    of_v = "-v" if config.function == "v" else ""
+    directory = config.run_dir or Path(
+        f"runs/{AGENT}/cube3-{config.actions}{of_v}/seed{config.seed}"
+    )
     require_tracker(config.track)
     require_initial_weights(
         config.init_from, directory, card_of(config), overwrite=config.overwrite
@@ -205,7 +215,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def card_of(config: Config) -> dict[str, str]:
     """What a model file of the run says of itself."""
-    return {
+    card = {
         "agent": AGENT,
         "domain": "cube3",
         "actions": str(config.actions),
@@ -213,6 +223,7 @@ def card_of(config: Config) -> dict[str, str]:
         "hidden_size": str(config.hidden_size),
         "num_blocks": str(config.num_blocks),
     }
+    return card | ({"function": "v"} if config.function == "v" else {})
 
 
 def summed_by_depth(steps: Tensor, squared_error: Tensor) -> dict[str, Tensor]:
@@ -231,7 +242,7 @@ def network_of(config: Config, domain: Cube3) -> ByteQNetwork:
     return ByteQNetwork(
         domain.feature_offsets,
         domain.num_features,
-        len(domain.sequences),
+        1 if config.function == "v" else len(domain.sequences),
         embedding_size=config.embedding_size,
         hidden_size=config.hidden_size,
         num_blocks=config.num_blocks,
@@ -264,7 +275,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
     if config.recipe == "teacher":
         q_of_turns = load_network(config.teacher or shipped_network(12), device).network
         teacher = TurnTeacher(domain, q_of_turns, ball, generator)
-    evaluator = NetworkEvaluator(domain, ball, width=config.evaluation_width)
+    of_value, num_actions = config.function == "v", len(domain.costs)
+    evaluator = NetworkEvaluator(
+        domain, ball, width=max(1, config.evaluation_width // (num_actions if of_value else 1))
+    )
     means = MeanMetrics()
     card = card_of(config)
 
@@ -295,6 +309,28 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         known = walks.distance(next_states)
         cost = torch.minimum(cost.clamp(min=at_least), at_most)
         return action, 1.0 + torch.where(known.isinf(), cost, torch.ceil(known / m))
+
+    def value_of(states: Tensor) -> Tensor:
+        return learner.action_values(states)[:, 0]
+
+    def value_target(states: Tensor, steps: Tensor) -> Tensor:
+        """1 + the least cost of the children [B]; bounds as above, exact where it is known."""
+        target: Tensor = q_of_children(domain, learner.next_cost)(states).amin(1)
+        if paper:
+            return target
+        at_least = math.ceil((config.ball_depth + 1) / m)
+        known = walks.distance(states)
+        target = torch.minimum(target.clamp(min=at_least), torch.ceil(steps / m))
+        return torch.where(known.isinf(), target, torch.ceil(known / m))
+
+    def only_output(states: Tensor) -> Tensor:
+        """The index of V among the outputs, [B]."""
+        return torch.zeros(len(states), dtype=torch.int64, device=device)
+
+    def evaluate(cubes: int) -> Scores:
+        if of_value:
+            return evaluator.evaluate(q_of_children(domain, value_of), cubes, value_of)
+        return evaluator.evaluate(learner.action_values, cubes)
 
     def fraction() -> float:
         """Of the training that is done."""
@@ -343,7 +379,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         while done < 1.0 and not stop:
             if crossings(count.evaluated_at_step, count.step, config.evaluation_period_updates):
                 count.evaluated_at_step = count.step
-                scores = evaluator.evaluate(learner.action_values, config.evaluation_cubes)
+                scores = evaluate(config.evaluation_cubes)
                 log.write_evaluation(count.step, scores.figures())
                 progress.say(f"update {count.step:,}: {scores}")
                 shown |= {"solved": scores.solved / scores.cubes, "length": scores.mean_length}
@@ -356,6 +392,9 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             walking = done < walk_share
             if teacher is not None:
                 metrics = learner.update_walk(part.states, *taught(teacher, part))
+            elif walking and of_value:
+                only = only_output(part.states)[:, None]
+                metrics = learner.update_walk(part.states, only, part.costs[:, None])
             elif walking:
                 metrics = learner.update_walk(part.states, part.actions, part.labels)
             else:
@@ -363,7 +402,11 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
                     save_model(walk_model, learner.online.state_dict(), card)
                 if count.bellman_updates % config.target_period_updates == 0:
                     learner.sync_target()
-                actions, target = bellman_target(part.states, part.steps)
+                if of_value:
+                    actions = only_output(part.states)
+                    target = value_target(part.states, part.steps)
+                else:
+                    actions, target = bellman_target(part.states, part.steps)
                 metrics = learner.update_bellman(part.states, actions, target)
                 count.bellman_updates += 1
             metrics |= summed_by_depth(part.steps, metrics.pop("squared_error"))
@@ -404,13 +447,13 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
 
         # -- The end: the better of walk and bellman by search, a summary ------------------------
         progress.say(f"trained; now it solves {config.final_evaluation_cubes} cubes")
-        best: Scores = evaluator.evaluate(learner.action_values, config.final_evaluation_cubes)
+        best = evaluate(config.final_evaluation_cubes)
         kept = "bellman" if count.bellman_updates else "teacher" if teacher is not None else "walk"
         if count.bellman_updates and walk_model.exists() and walk_share > 0.0:
             tensors, _ = load_model(walk_model)
             bellman = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             network.load_state_dict(tensors)
-            of_walk = evaluator.evaluate(learner.action_values, config.final_evaluation_cubes)
+            of_walk = evaluate(config.final_evaluation_cubes)
             progress.say(f"bellman: {best}\nwalk: {of_walk}")
             if of_walk.better_than(best):
                 best, kept = of_walk, "walk"
@@ -455,15 +498,20 @@ def require_teacher(config: Config, directory: Path) -> None:
         if config.teacher is not None:
             raise UserError("--teacher needs --recipe teacher")
         return
+    if config.function == "v":
+        raise UserError("--recipe teacher is for networks of Q: leave --function v out")
     if config.actions == 12:
         raise UserError("--recipe teacher is for sequences of turns: add --actions 156 or 1884")
     if config.teacher is not None:
         require_elsewhere("teacher", config.teacher, config, directory)
     path = config.teacher or shipped_network(12)
-    if (actions := load_network(path).domain.max_turns) != 1:
+    network = load_network(path)
+    if (actions := network.domain.max_turns) != 1:
         raise UserError(
             f"--teacher {path} must be for 12 actions; it judges {actions} turns at once"
         )
+    if network.is_value:
+        raise UserError(f"--teacher {path} must be a network of Q; it is one of V")
 
 
 def require_trunk(config: Config, directory: Path) -> None:

@@ -3,7 +3,8 @@
 Tables 2 and 3 of F. Agostinelli et al. (arXiv 2102.04518) on this machine: for each ceiling of the
 mean path cost, the least mean time and the fewest mean nodes of any setting that stays below it and
 solves every cube; their ratios A* / Q*; and how both grow with the number of actions. The heuristic
-of A* is min_a Q(s,a) of the same network, so its quality is equal.
+of A* is min_a Q(s,a) of the same network, so its quality is equal. astar-v and deferred-astar-v
+have a network of V alone (qstar_cube3_train --function v): --value-network-12 and its like.
 
     python benchmarks/qstar.py --json benchmarks/results/qstar/my-machine.json
 
@@ -30,7 +31,7 @@ import tyro
 from report import Table, markdown, origin, replace_block, show
 
 from classicrl.command_line import exit_with, require_positive
-from classicrl.cube_solver import CubeSolver, load_network, shipped_network
+from classicrl.cube_solver import CubeNetwork, CubeSolver, load_network, shipped_network
 from classicrl.domains.cube3 import Cube3
 from classicrl.errors import UserError
 from classicrl.experiment import read_json, write_json
@@ -38,6 +39,7 @@ from classicrl.machine import choose_device, set_threads
 from classicrl.solve_cubes import SolveSettings
 
 SEARCHES = ("qstar", "deferred-astar", "astar", "q-beam")
+VALUE_SEARCHES = ("deferred-astar-v", "astar-v")
 NUM_SCRAMBLES = 100  # those of `qstar_cube3_solve.py --random 100`: a seed's cubes depend on it
 CEILINGS = {12: (24, 26, 28), 156: (13, 14, 16), 1884: (9, 10, 11)}
 PAPER_CEILINGS = {12: (22, 25, 28), 156: (12, 14, 16), 1884: (8, 9, 10)}
@@ -63,6 +65,12 @@ class Config:
     """The same for 156 actions."""
     network_1884: Path | None = None
     """The same for 1,884 actions."""
+    value_network_12: Path | None = None
+    """A model file of V, for astar-v and deferred-astar-v."""
+    value_network_156: Path | None = None
+    """The same for 156 actions."""
+    value_network_1884: Path | None = None
+    """The same for 1,884 actions."""
     actions: tuple[int, ...] = (12, 156, 1884)
     """Action spaces."""
     cubes: tuple[int, ...] = (20, 10, 5)
@@ -73,7 +81,7 @@ class Config:
     """Also widths of the beam. A batch of A* makes 1,194 times as many nodes at 1,884 actions, so
     only the smallest ends within the limits there."""
     searches: tuple[str, ...] = SEARCHES
-    """Of them all."""
+    """qstar, deferred-astar, astar, q-beam, astar-v, deferred-astar-v."""
     max_nodes: int = 3_000_000
     """For a cube."""
     max_seconds: float = 60.0
@@ -110,14 +118,13 @@ def measure(config: Config) -> dict[str, Any]:
             raise UserError(f"{config.json} holds other cubes or limits: name another --json")
         result["cells"] = earlier["cells"]
         result["config"] |= everything(earlier["config"], result["config"])
-    given = {12: config.network_12, 156: config.network_156, 1884: config.network_1884}
+    networks = networks_of(config, device)
     domain, scrambles = Cube3(12), dict(zip(config.actions, config.cubes, strict=True))
     starts = domain.random_states(NUM_SCRAMBLES, torch.Generator().manual_seed(config.seed))
-    networks = {n: load_network(given[n] or shipped_network(n), device) for n in scrambles}
     for size, weight, actions, search in settings_of(config):
         count = scrambles[actions]
         settings = SolveSettings(
-            search=search,  # type: ignore[arg-type]
+            search=search.removesuffix("-v"),  # type: ignore[arg-type]
             weight=None if search == "q-beam" else weight,
             batch_size=size,
             max_nodes=config.max_nodes,
@@ -128,7 +135,7 @@ def measure(config: Config) -> dict[str, Any]:
         cubes = result["cells"].setdefault(key, [])
         if len(cubes) >= count or given_up(cubes):
             continue
-        solver = CubeSolver(networks[actions], settings)
+        solver = CubeSolver(networks[actions, search in VALUE_SEARCHES], settings)
         for start in starts[len(cubes) : count]:
             began = time.process_time()
             solution = solver.solve(start.to(device))
@@ -146,6 +153,30 @@ def measure(config: Config) -> dict[str, Any]:
                 break
         print(key, described(cubes, count), flush=True)
     return result
+
+
+def networks_of(config: Config, device: torch.device) -> dict[tuple[int, bool], CubeNetwork]:
+    """Of all action spaces; True: those of V."""
+    given = {12: config.network_12, 156: config.network_156, 1884: config.network_1884}
+    of_values = {
+        12: config.value_network_12,
+        156: config.value_network_156,
+        1884: config.value_network_1884,
+    }
+    networks = {
+        (n, False): load_network(given[n] or shipped_network(n), device) for n in config.actions
+    }
+    if set(config.searches) & set(VALUE_SEARCHES):
+        for n in config.actions:
+            path = of_values[n]
+            if path is None:
+                raise UserError(f"a search with -v needs --value-network-{n}")
+            networks[n, True] = load_network(path, device)
+    for (n, of_value), network in networks.items():
+        flag = f"--value-network-{n}" if of_value else f"--network-{n}"
+        if network.is_value != of_value:
+            raise UserError(f"{flag} must be a network of {'V' if of_value else 'Q'}")
+    return networks
 
 
 def everything(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
@@ -233,9 +264,10 @@ def tables(result: dict[str, Any]) -> list[Table]:
     clock = "of one processor" if config["clock"] == "cpu" else "of wall time"
     for actions, count in zip(config["actions"], config["cubes"], strict=True):
         rows = []
+        columns = searches_of(result, actions)
         for ceiling in CEILINGS[actions]:
             row = [f"<= {ceiling}"]
-            for search in SEARCHES:
+            for search in columns:
                 seconds = least(result, actions, search, ceiling, "seconds")
                 nodes = least(result, actions, search, ceiling, "nodes")
                 row.append("-" if nodes == math.inf else f"{seconds:.2f} s, {nodes:,.0f}")
@@ -243,7 +275,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
                 ours = least(result, actions, "qstar", ceiling, what)
                 row.append(ratio(least(result, actions, "astar", ceiling, what), ours))
             rows.append(tuple(row))
-        header = (f"cost, {actions} actions", *SEARCHES, "time A*/Q*", "nodes A*/Q*")
+        header = (f"cost, {actions} actions", *columns, "time A*/Q*", "nodes A*/Q*")
         note = f"The paper, time (nodes) A*/Q*, at its ceilings: {PAPER[actions]}."
         title = f"{actions} actions, {count} cubes: least mean seconds {clock} and nodes"
         made.append(Table(title, header, rows, (note,)))
@@ -265,12 +297,18 @@ def tables(result: dict[str, Any]) -> list[Table]:
             f"{point.cost:.2f}", f"{point.seconds:.2f}", f"{point.nodes:,.0f}",
         )
         for actions in config["actions"]
-        for search in SEARCHES
+        for search in searches_of(result, actions)
         for point in points(result, actions, search)
     ]  # fmt: skip
     header = ("", "search", "batch", "weight", "cost", "seconds", "nodes")
     made.append(Table("Every setting that solved its cubes: means", header, settings))
     return made
+
+
+def searches_of(result: dict[str, Any], actions: int) -> tuple[str, ...]:
+    """The four, and those with a network of V that were measured at so many actions."""
+    measured = {tuple(key.split()[:2]) for key in result["cells"]}
+    return SEARCHES + tuple(s for s in VALUE_SEARCHES if (str(actions), s) in measured)
 
 
 def grown(
@@ -304,9 +342,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for column, actions in enumerate(every):
         for row, what in enumerate(("nodes", "seconds")):
             ax = panels[row][column]
-            for search, marker in zip(SEARCHES, "os^D", strict=True):
+            for search, marker in zip(SEARCHES + VALUE_SEARCHES, "os^DPX", strict=True):
                 found = sorted(points(result, actions, search), key=lambda point: point.cost)
                 x, y = [p.cost for p in found], [float(getattr(p, what)) for p in found]
+                if search in VALUE_SEARCHES and not found:
+                    continue
                 ax.plot(x, y, marker, label=search, alpha=0.8)
             ax.set_yscale("log")
             ax.grid(alpha=0.3)

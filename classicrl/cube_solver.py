@@ -26,6 +26,7 @@ from classicrl.search.beam import q_beam
 from classicrl.search.best_first import astar, deferred_astar, qstar
 from classicrl.search.nodes import Perimeter
 from classicrl.search.solution import Progress, QFunction, Solution
+from classicrl.search.value import q_of_children, value_of_every_action
 from classicrl.solve_cubes import SearchName, SolveSettings
 
 _CARD_NUMBERS = ("actions", "embedding_size", "hidden_size", "num_blocks")
@@ -44,11 +45,28 @@ UNSOLVED_RETURN = -100.0
 
 
 class CubeNetwork(NamedTuple):
-    """A network and the domain whose actions it judges."""
+    """A network of Q, or of V alone, and the domain whose actions it judges."""
 
     domain: Cube3
     network: ByteQNetwork
     card: dict[str, str]
+
+    @property
+    def is_value(self) -> bool:
+        """Whether it estimates V(s) alone."""
+        return self.card.get("function") == "v"
+
+    def q_function(self, search: SearchName) -> QFunction:
+        """What guides a search: a network of V gives A* itself, and the others the children's."""
+        if not self.is_value:
+            return self.network
+        if search in ("astar", "deferred-astar"):
+            return value_of_every_action(self.domain, self._value)
+        return q_of_children(self.domain, self._value)
+
+    def _value(self, states: Tensor) -> Tensor:
+        value: Tensor = self.network(states)[:, 0]
+        return value
 
 
 def shipped_network(actions: int) -> Path:
@@ -81,13 +99,15 @@ def load_network(path: Path, device: torch.device | str = "cpu") -> CubeNetwork:
     if sizes["actions"] not in ACTION_COUNTS:
         raise UserError(f"{path} is for {sizes['actions']} actions; the cube has 12, 156 or 1884")
     domain = Cube3(sizes.pop("actions"), device=device)
+    if card.get("function", "q") not in ("q", "v"):
+        raise UserError(f"{path} holds no network of Q or V, but of {card['function']!r}")
     if max(sizes.values()) > 1 << 15:
         raise UserError(f"{path} names layers of impossible size")
     build = partial(
         ByteQNetwork,
         domain.feature_offsets,
         domain.num_features,
-        len(domain.sequences),
+        1 if card.get("function") == "v" else len(domain.sequences),
         embedding_size=sizes["embedding_size"],
         hidden_size=sizes["hidden_size"],
         num_blocks=sizes["num_blocks"],
@@ -265,7 +285,10 @@ class CubeSolver:
             return
         # Rows of Q of a whole layer are in memory: those of more actions are longer.
         best = 262_144 if self.network.domain.max_turns == 1 else 65_536
-        width = min(settings.batch_size or (8_192 if fast else best), _MAX_WIDTH)
+        width = 8_192 if fast else best
+        if self.network.is_value:  # as many states for the network: it is asked about all children
+            width = max(1, width // len(self.network.domain.costs))
+        width = min(settings.batch_size or width, _MAX_WIDTH)
         while True:
             # Wide enough for any cube in the end: four times as wide after each failure.
             max_nodes = settings.max_nodes or 200 * width
@@ -284,7 +307,8 @@ class CubeSolver:
         progress: Callable[[str, Progress], None] | None,
     ) -> Solution:
         domain = self.network.domain
-        q_function = averaged(domain, self.network.network, attempt.symmetries)
+        q_function = self.network.q_function(attempt.search)
+        q_function = averaged(domain, q_function, attempt.symmetries)
         name = str(attempt)
         show = None if progress is None else lambda now: progress(name, now)
         if attempt.search == "q-beam":

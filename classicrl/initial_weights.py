@@ -121,6 +121,8 @@ def _files(source: Path, seeds: Sequence[int]) -> list[Path]:
 def _read(path: Path, card: Mapping[str, str]) -> tuple[Mapping[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file whose network is of the kind that the card names."""
     tensors, metadata = load_model(path)
+    if "domain" in card:  # a file that does not say so is of Q
+        card, metadata = {"function": "q", **card}, {"function": "q", **metadata}
     differing = [
         f"{name} {metadata.get(name, 'unknown')}, not {value}"
         for name, value in card.items()

@@ -292,17 +292,23 @@ def test_seeds_together_and_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(table.header) == len(table.rows[0])
 
 
-@pytest.fixture
-def cube_network(tmp_path: Path) -> Path:
-    """A tiny network for the cube."""
+def tiny_cube_network(path: Path, function: str) -> Path:
+    """Of Q or of V."""
     domain = Cube3(12)
     sizes = {"embedding_size": 8, "hidden_size": 8, "num_blocks": 1}
     network = ByteQNetwork(
-        domain.feature_offsets, domain.num_features, 12, generator=torch.Generator(), **sizes
-    )
-    card = {"domain": "cube3", "actions": "12"} | {k: str(v) for k, v in sizes.items()}
-    save_model(tmp_path / "cube.safetensors", network.state_dict(), card)
-    return tmp_path / "cube.safetensors"
+        domain.feature_offsets, domain.num_features, {"q": 12, "v": 1}[function],
+        generator=torch.Generator(), **sizes,
+    )  # fmt: skip
+    card = {"domain": "cube3", "actions": "12", "function": function}
+    save_model(path, network.state_dict(), card | {k: str(v) for k, v in sizes.items()})
+    return path
+
+
+@pytest.fixture
+def cube_network(tmp_path: Path) -> Path:
+    """A tiny network for the cube."""
+    return tiny_cube_network(tmp_path / "cube.safetensors", "q")
 
 
 def test_rate_of_a_search(tmp_path: Path, cube_network: Path) -> None:
@@ -340,6 +346,29 @@ def test_searches_side_by_side_go_on_where_they_stopped(tmp_path: Path, cube_net
     assert all(longer[key][: len(cubes)] == cubes for key, cubes in cells.items())
     with pytest.raises(UserError, match="other cubes or limits"):
         qstar.main(dataclasses.replace(config, seed=8))
+
+
+def test_searches_with_a_network_of_values_have_rows_of_their_own(
+    tmp_path: Path, cube_network: Path
+) -> None:
+    qstar, of_v = load("qstar"), tiny_cube_network(tmp_path / "v.safetensors", "v")
+    config = qstar.Config(
+        network_12=cube_network, value_network_12=of_v, actions=(12,), cubes=(1,), weights=(0.5,),
+        batch_sizes=(40,), max_nodes=300, searches=("astar", "astar-v"), threads=1,
+        json=tmp_path / "qstar.json",
+    )  # fmt: skip
+    result = qstar.main(config)
+    assert [*result["cells"]] == ["12 astar 40 0.5", "12 astar-v 40 0.5"]
+    table = qstar.tables(result)[0]
+    assert table.header[1:-2] == ("qstar", "deferred-astar", "astar", "q-beam", "astar-v")
+    assert all(len(row) == len(table.header) for row in table.rows)
+    for changes, message in (
+        ({"value_network_12": None}, "needs --value-network-12"),
+        ({"value_network_12": cube_network}, "--value-network-12 must be a network of V"),
+        ({"network_12": of_v}, "--network-12 must be a network of Q"),
+    ):
+        with pytest.raises(UserError, match=message):
+            qstar.main(dataclasses.replace(config, **changes, json=None))
 
 
 def test_tables_of_searches_by_hand() -> None:

@@ -24,13 +24,13 @@ def card(actions: int | str = 12, **changes: str) -> dict[str, str]:
     return words | {name: str(size) for name, size in SIZES.items()} | changes
 
 
-def weights(actions: int = 12) -> dict[str, torch.Tensor]:
+def weights(actions: int = 12, function: str = "q") -> dict[str, torch.Tensor]:
     domain = Cube3(actions)
     generator = torch.Generator().manual_seed(3)
     network = ByteQNetwork(
         domain.feature_offsets,
         domain.num_features,
-        len(domain.sequences),
+        1 if function == "v" else len(domain.sequences),
         mean_output=9.0,
         generator=generator,
         **SIZES,  # type: ignore[arg-type]
@@ -119,6 +119,23 @@ def test_a_beam_that_lost_its_way_gives_way_to_a_wider_one(tmp_path: Path) -> No
     shallow = CubeSolver(load_network(tmp_path), SolveSettings(batch_size=2, max_nodes=170))
     (first, *_) = shallow._ladder()
     assert shallow._search(first, far, 60.0, None).stopped == "max_depth"
+
+
+@pytest.mark.parametrize("search", [None, "qstar", "astar", "deferred-astar", "q-beam"])
+def test_a_network_of_values_guides_every_search(tmp_path: Path, search: SearchName | None) -> None:
+    save_file(ones(weights(function="v")), tmp_path / "model.safetensors", card(function="v"))
+    loaded = load_network(tmp_path)
+    assert loaded.is_value
+    start = loaded.domain.after(parse_moves("R U' F2 L D'"))
+    settings = SolveSettings(search=search, perimeter=3, batch_size=4_096 if search else None)
+    solution = CubeSolver(loaded, settings).solve(start)
+    assert solution.solved and len(solution.turns) == 6
+    # The network is asked about all children of a beam's states, so fewer states make a layer.
+    assert search is not None or solution.attempts[0] == "q-beam width 682"
+    at_156 = tmp_path / "156.safetensors"
+    save_file(weights(156, "v"), at_156, card(156, function="v"))
+    (first, *_) = CubeSolver(load_network(at_156), SolveSettings(preset="best"))._ladder()
+    assert first.size == 65_536 // 126
 
 
 def test_averaging_over_symmetries_gives_symmetric_answers(tmp_path: Path) -> None:
@@ -321,6 +338,8 @@ BAD_NETWORKS: list[tuple[dict[str, str], Callable[[dict[str, torch.Tensor]], obj
     (card(embedding_size="1000000"), len, "impossible size"),
     (card(num_blocks="-1"), len, "holds no network"),
     (card(num_blocks="3"), len, "missing"),
+    (card(function="v"), len, "does not fit"),
+    (card(function="policy"), len, "no network of Q or V, but of 'policy'"),
     (card(), without("head.weight"), "head.weight is missing"),
     (card(), lambda t: t.update(extra=torch.zeros(2)), "extra"),
     (card(), lambda t: t["head.bias"].fill_(float("nan")), "NaN or infinite"),

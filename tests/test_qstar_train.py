@@ -26,6 +26,7 @@ from classicrl.reports.reference import verify
 from classicrl.reports.results import write_results
 from classicrl.search.beam import q_beam
 from classicrl.search.nodes import Perimeter
+from classicrl.search.value import q_of_children
 
 SETTINGS: dict[str, Any] = {
     "total_updates": 60,
@@ -78,6 +79,31 @@ def test_a_run_leaves_a_network_that_can_solve(tmp_path: Path, actions: int, rec
     assert json.loads((tmp_path / "summary.json").read_text())["beam"]["cubes"] == 2
     assert summary["eval"]["episodes"] == 2 and summary["eval"]["mean_return"] >= -100
     assert run(tmp_path, actions=actions, recipe=recipe) == summary  # finished: reported again
+
+
+@pytest.mark.parametrize("actions", [12, 156])
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_values_of_states_alone_are_learned(tmp_path: Path, actions: int, recipe: str) -> None:
+    changes = {"actions": actions, "recipe": recipe, "function": "v", "batch_size": 50}
+    summary = run(tmp_path, **changes)
+    loaded = load_network(tmp_path)
+    assert loaded.is_value and loaded.domain.max_turns == (1 if actions == 12 else 2)
+    assert summary["beam"]["width"] == 1 and summary["eval"]["episodes"] == 2
+    table = read_csv(tmp_path / "metrics.csv")
+    assert table["charts/bellman"].tolist() == (
+        [0, 0, 0, 0, 1, 1] if recipe == "default" else [1] * 6
+    )
+    if recipe == "default":
+        assert table["losses/q"][3] < 0.8 * table["losses/q"][0]
+    assert run(tmp_path, **changes) == summary
+    with pytest.raises(UserError, match="--recipe teacher is for networks of Q"):
+        run(tmp_path / "taught", actions=156, recipe="teacher", function="v")
+    if actions == 12:
+        with pytest.raises(UserError, match="must be a network of Q"):
+            run(tmp_path / "taught", actions=156, recipe="teacher", teacher=tmp_path)
+        with pytest.raises(UserError, match="has function v, not q"):
+            run(tmp_path / "q", init_from=tmp_path)
+    assert not (tmp_path / "taught").exists() and not (tmp_path / "q").exists()
 
 
 @pytest.mark.parametrize("actions", [156, 1884])
@@ -178,11 +204,15 @@ def test_no_earlier_run_has_a_say_in_which_network_is_kept(tmp_path: Path) -> No
     assert run(tmp_path, hidden_size=8, overwrite=True)["num_updates"] == 60
 
 
-@pytest.mark.parametrize("recipe", ["default", "teacher"])
+@pytest.mark.parametrize(
+    ("recipe", "function"), [("default", "q"), ("default", "v"), ("teacher", "q")]
+)
 def test_a_continued_run_equals_one_without_a_break(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, function: str
 ) -> None:
-    changes = {"recipe": recipe, "actions": 12 if recipe == "default" else 156}
+    changes = {
+        "recipe": recipe, "actions": 12 if recipe == "default" else 156, "function": function,
+    }  # fmt: skip
     run(tmp_path / "whole", **changes)
     script = load_script("qstar_cube3_train")
     learner = script.QIterationLearner
@@ -241,6 +271,11 @@ def test_labels_follow_the_walk() -> None:
             bound = 1 + torch.ceil(torch.clamp(along, min=4) / m)
             expected = torch.where(known.isinf(), bound, exact)
             torch.testing.assert_close(label[there], expected)
+        known = walks.distance(batch.states)
+        bound = torch.ceil(torch.clamp(batch.steps, min=4) / m)
+        torch.testing.assert_close(
+            batch.costs, torch.where(known.isinf(), bound, torch.ceil(known / m))
+        )
         # Only a step back beyond the solved cube has no label.
         assert torch.equal(batch.actions < 0, batch.actions < 0)
         assert bool((batch.actions[:, 1::2] >= 0).all()) and bool((batch.actions[:, 0] >= 0).all())
@@ -270,6 +305,28 @@ def test_bellman_updates_reach_the_exact_costs_of_a_small_problem() -> None:
         q = learner.action_values(states)[:, action]
         torch.testing.assert_close(q, exact, atol=0.15, rtol=0)
     assert distance.max() == 4
+
+
+def test_value_updates_reach_the_exact_distances_of_a_small_problem() -> None:
+    """The 4-pancake again: V becomes d, from the least cost of the children."""
+    domain = Pancake(4)
+    layers = Perimeter(domain, domain.goal, 4)
+    states = layers._nodes.states[:24]
+    distance = layers._nodes.path_cost[:24]
+    away = distance > 0
+    states, distance = states[away], distance[away]
+    network = ByteQNetwork(
+        [4 * i for i in range(4)], 16, 1, embedding_size=64, hidden_size=32,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    learner = QIterationLearner(network, learning_rate=2e-3)
+    only = torch.zeros(23, dtype=torch.int64)
+    for update in range(1_000):
+        target = q_of_children(domain, learner.next_cost)(states).amin(1)
+        learner.update_bellman(states, only, target)
+        if update % 50 == 0:
+            learner.sync_target()
+    torch.testing.assert_close(learner.action_values(states)[:, 0], distance, atol=0.15, rtol=0)
 
 
 @pytest.mark.slow

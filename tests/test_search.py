@@ -24,7 +24,10 @@ from classicrl.search import (
     checked_path,
     deferred_astar,
     q_beam,
+    q_of_children,
     qstar,
+    value,
+    value_of_every_action,
 )
 
 Search = Callable[..., Solution]
@@ -310,6 +313,53 @@ def test_deferred_astar_is_the_literal_algorithm_with_what_children_inherit(
         assert found.num_generated == literal.generated
         assert (found.solved, found.path_cost) == (literal.solved, literal.cost)
         assert found.lower_bound == min(literal.lower_bound, literal.cost)
+
+
+# A value function alone.
+
+
+@pytest.mark.parametrize("at_once", [1, 23, 1 << 16])  # children, at least those of a state
+def test_a_value_function_says_q_of_the_children(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is wrong about goals, which cost nothing."""
+    monkeypatch.setattr(value, "_CHILDREN_AT_ONCE", at_once)
+    table = priced_pancakes()
+    wrong_at_goals = torch.where(table.distance > 0, table.distance, 7.0)
+    q = q_of_children(PRICED, table.function(wrong_at_goals))(table.states)
+    assert torch.equal(q, table.q)
+
+
+@pytest.mark.parametrize("search", [astar, deferred_astar])
+@pytest.mark.parametrize("batch_size", [1, 30])
+def test_astar_looks_at_nothing_of_a_row_but_its_least_value(
+    search: Search, batch_size: int
+) -> None:
+    table = pancakes()
+    v = noisy(table.distance, -2.0, 2.0)
+    rows = v[:, None] + torch.rand(len(v), 6, generator=seeded(2))
+    rows[torch.arange(len(v)), torch.randint(6, (len(v),), generator=seeded(3))] = v
+    by_value = value_of_every_action(PANCAKE, table.function(v))
+    for row in some_rows(table, 5):
+        ours, theirs = (
+            search(PANCAKE, function, table.states[row], weight=0.7, batch_size=batch_size)
+            for function in (by_value, table.function(rows))
+        )
+        assert ours.actions == theirs.actions and ours.num_generated == theirs.num_generated
+
+
+def test_exact_values_lead_every_search_along_a_shortest_path() -> None:
+    table = pancakes()
+    v = table.function(table.distance)
+    of_children, of_state = q_of_children(PANCAKE, v), value_of_every_action(PANCAKE, v)
+    for row in some_rows(table, 4):
+        start, distance = table.states[row], float(table.distance[row])
+        assert qstar(PANCAKE, of_children, start, weight=1.0).path_cost == distance
+        assert q_beam(PANCAKE, of_children, start, width=1, max_depth=9).path_cost == distance
+        found = astar(PANCAKE, of_state, start, weight=1.0, batch_size=1)
+        assert found.path_cost == distance
+        # A node at each step but the goal, each with 6 children, and the start.
+        assert found.num_generated == 1 + 6 * distance
 
 
 # Known answers.

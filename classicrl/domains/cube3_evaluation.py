@@ -90,8 +90,19 @@ class NetworkEvaluator:
             self._known = near[~known.isinf()]
             self._distance = torch.ceil(known[~known.isinf()] / domain.max_turns)
 
-    def evaluate(self, q_function: Callable[[Tensor], Tensor], cubes: int) -> Scores:
-        """Scores of a network, ``[B, 20] -> [B, A]``."""
+    def evaluate(
+        self,
+        q_function: Callable[[Tensor], Tensor],
+        cubes: int,
+        value_function: Callable[[Tensor], Tensor] | None = None,
+    ) -> Scores:
+        """Scores of a network, ``[B, 20] -> [B, A]``.
+
+        Args:
+            q_function: what searches and greedy play follow.
+            cubes: full scrambles.
+            value_function: V, ``[B, 20] -> [B]``, where it is not min Q.
+        """
         domain = self._domain
         starts = domain.random_states(cubes, torch.Generator().manual_seed(_SEED))
         solutions = [q_beam(domain, q_function, start, width=self.width) for start in starts]
@@ -103,7 +114,8 @@ class NetworkEvaluator:
             solved = domain.is_goal(states)
         error = bias = math.nan
         if self._distance is not None:
-            value = q_function(self._known).amin(1)
+            known = self._known
+            value = q_function(known).amin(1) if value_function is None else value_function(known)
             value = torch.where(domain.is_goal(self._known), 0.0, value)
             off = value - self._distance
             error, bias = float(off.abs().mean()), float(off.mean())

@@ -19,12 +19,14 @@ class WalkBatch(NamedTuple):
         steps: quarter turns along the walk, at least 1, [M] int64.
         actions: that lead along the walk, back and on, [M, J] int64; -1 where there is none.
         labels: cost to the solved cube by each, [M, J] float32.
+        costs: from the state itself, [M] float32.
     """
 
     states: Tensor
     steps: Tensor
     actions: Tensor
     labels: Tensor
+    costs: Tensor
 
 
 class CubeWalks:
@@ -96,6 +98,7 @@ class CubeWalks:
             at.repeat(count)[order],
             torch.stack(actions, -1).reshape(count * K, -1)[order],
             torch.stack(labels, -1).reshape(count * K, -1)[order],
+            (cost[:, at] - 1.0).reshape(-1)[order],
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from classicrl.search.domain import Domain
 from classicrl.search.nodes import Nodes, Perimeter
 from classicrl.search.open_list import OpenList
 from classicrl.search.solution import Progress, QFunction, Solution, Stopped, checked_path
+from classicrl.search.value import ValueFunction, q_of_children, value_of_every_action
 
 __all__ = [
     "Domain",
@@ -17,9 +18,12 @@ __all__ = [
     "Solution",
     "StopRule",
     "Stopped",
+    "ValueFunction",
     "astar",
     "checked_path",
     "deferred_astar",
     "q_beam",
+    "q_of_children",
     "qstar",
+    "value_of_every_action",
 ]
