@@ -54,6 +54,18 @@ def test_values_and_gradients_are_those_of_the_definition() -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_first_layer_begins_as_one_on_a_one_hot_vector() -> None:
+    """Rows N(0, 1 / rows): so small that Adam soon outweighs them. Outputs begin at their mean."""
+    domain = Cube3(12)
+    net = ByteQNetwork(
+        domain.feature_offsets, 480, 12, embedding_size=512, hidden_size=64, mean_output=7.0,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert float(net.embedding.detach().std()) == pytest.approx(480**-0.5, rel=0.02)
+    q = net(domain.random_states(200, torch.Generator().manual_seed(1))).detach()
+    assert float(q.mean()) == pytest.approx(7.0, abs=0.3) and 0.0 < float(q.std()) < 0.6
+
+
 def test_portions_of_a_large_batch_are_put_together_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -66,9 +66,11 @@ class ByteQNetwork(nn.Module):
         self.narrow = Linear(embedding_size, hidden_size)
         self.blocks = nn.ModuleList(_Block(hidden_size) for _ in range(num_blocks))
         self.head = Linear(hidden_size, num_actions)
-        # Variance 1 after the first layer: S rows are added up. He's scale after each ReLU; a block
-        # begins as the identity, so depth changes nothing at first.
-        nn.init.normal_(self.embedding, 0.0, len(offsets) ** -0.5, generator=generator)
+        # The scale of a layer on a one-hot vector of num_rows, small beside what Adam adds to it:
+        # of rows whose sum began at variance 1 too much of the beginning remained, and walks alone
+        # taught the cube less (docs/qstar.md). Then He's scale after each ReLU; a block begins as
+        # the identity, so depth changes nothing at first.
+        nn.init.normal_(self.embedding, 0.0, num_rows**-0.5, generator=generator)
         layers = list(self.modules())
         for layer in layers:
             if isinstance(layer, nn.Linear):
