@@ -343,13 +343,16 @@ def _comparison(comparison: Comparison) -> str:
     ]
     together = agreement(comparison.scores)
     if together is not None:
-        parts.append(
-            "z: our mean less the published one, in standard errors, all seeds taken to scatter as "
-            f"the published do.\nOver {together.num_scores} rows its squares add up to "
+        of_all = (
+            f"\nOver {together.num_scores} rows its squares add up to "
             f"{together.sum_of_squares:.1f}; chance alone makes as much or more with probability "
             f"{together.chance:.2f}.\nTheir sum is {together.lean:+.1f} standard errors of a sum; "
             "chance alone leans as far to one side or the other\nwith probability "
             f"{together.chance_of_lean:.2f}."
+        )
+        parts.append(
+            "z: our mean less the published one, in standard errors, all seeds taken to scatter as "
+            f"the published do.{of_all if together.num_scores > 1 else ''}"
         )
     means = comparison.interquartile_means
     if means:
