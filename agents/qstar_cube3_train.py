@@ -62,7 +62,8 @@ class Config:
     track: Literal["none", "wandb"] = may_change("none")
     """wandb: send the figures to Weights & Biases, too."""
     run_dir: Path | None = not_recorded(None)
-    """Default: runs/qstar_cube3_train/cube3-<actions>/seed<seed>, with -v where V is learned."""
+    """Default: runs/qstar_cube3_train/cube3-<actions>/seed<seed>; where V is learned,
+    qstar_cube3_train-v."""
     overwrite: bool = not_recorded(False)
     """Delete what an earlier run left there."""
     init_from: Path | None = None
@@ -97,7 +98,7 @@ class Config:
     bellman_learning_rate: float = 2e-4
     """Of Adam at the start of bellman, falling to a fiftieth."""
     temperature: float = 1 / 3
-    """T, of the softmax over -Q from which bellman and teacher draw actions."""
+    """T, of the softmax over -Q from which bellman and teacher draw actions (not for V)."""
     target_period_updates: int = 500
     """The target network is copied every so many updates of bellman."""
 
@@ -183,9 +184,8 @@ def main(config: Config) -> dict[str, Any]:
         config, may_be_zero={"seed", "threads", "total_updates", "walk_share", "ball_depth"},
         at_most_one={"walk_share"},
     )  # fmt: skip
-    of_v = "-v" if config.function == "v" else ""
     directory = config.run_dir or Path(
-        f"runs/{AGENT}/cube3-{config.actions}{of_v}/seed{config.seed}"
+        f"runs/{agent_of(config)}/cube3-{config.actions}/seed{config.seed}"
     )
     require_tracker(config.track)
     require_initial_weights(
@@ -213,10 +213,15 @@ def main(config: Config) -> dict[str, Any]:
         return summary
 
 
+def agent_of(config: Config) -> str:
+    """By which its runs are known."""
+    return AGENT + ("-v" if config.function == "v" else "")
+
+
 def card_of(config: Config) -> dict[str, str]:
     """What a model file of the run says of itself."""
     card = {
-        "agent": AGENT,
+        "agent": agent_of(config),
         "domain": "cube3",
         "actions": str(config.actions),
         "embedding_size": str(config.embedding_size),
@@ -294,34 +299,34 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         drawn = drawn_actions(part.states, TAUGHT_ACTIONS - 1)
         return teacher.labels(part.states, torch.cat((back, drawn), 1))
 
-    def bellman_target(states: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Drawn actions [B] and targets [B]: 1 + cost of the next state, exact where it is known.
+    def next_cost(states: Tensor) -> Tensor:
+        """Of next states [B]; but for the paper's recipe exact where it is known, and no less than
+        beyond the ball."""
+        cost = learner.next_cost(states)
+        if paper:
+            return torch.where(turns.is_goal(states), 0.0, cost)
+        known = walks.distance(states)
+        at_least = math.ceil((config.ball_depth + 1) / m)
+        return torch.where(known.isinf(), cost.clamp(min=at_least), torch.ceil(known / m))
 
-        Otherwise no less than beyond the ball, and no more than the walk and the action took.
+    def bellman_target(states: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Drawn actions [B] and targets [B]: 1 + cost of the next state.
+
+        But for the paper's recipe no more than the walk and the action took.
         """
         action = drawn_actions(states, 1)[:, 0]
-        next_states = domain.apply(states, action)
-        cost = learner.next_cost(next_states)
-        if paper:
-            return action, 1.0 + torch.where(turns.is_goal(next_states), 0.0, cost)
-        at_most = torch.ceil(steps / m) + 1.0
-        at_least = math.ceil((config.ball_depth + 1) / m)
-        known = walks.distance(next_states)
-        cost = torch.minimum(cost.clamp(min=at_least), at_most)
-        return action, 1.0 + torch.where(known.isinf(), cost, torch.ceil(known / m))
+        cost = next_cost(domain.apply(states, action))
+        if not paper:
+            cost = torch.minimum(cost, torch.ceil(steps / m) + 1.0)
+        return action, 1.0 + cost
+
+    def value_target(states: Tensor, steps: Tensor) -> Tensor:
+        """1 + the least cost of the next states [B]; as above, no more than the walk took."""
+        cost = q_of_children(domain, next_cost)(states).amin(1)
+        return cost if paper else torch.minimum(cost, torch.ceil(steps / m))
 
     def value_of(states: Tensor) -> Tensor:
         return learner.action_values(states)[:, 0]
-
-    def value_target(states: Tensor, steps: Tensor) -> Tensor:
-        """1 + the least cost of the children [B]; bounds as above, exact where it is known."""
-        target: Tensor = q_of_children(domain, learner.next_cost)(states).amin(1)
-        if paper:
-            return target
-        at_least = math.ceil((config.ball_depth + 1) / m)
-        known = walks.distance(states)
-        target = torch.minimum(target.clamp(min=at_least), torch.ceil(steps / m))
-        return torch.where(known.isinf(), target, torch.ceil(known / m))
 
     def only_output(states: Tensor) -> Tensor:
         """The index of V among the outputs, [B]."""
@@ -471,7 +476,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         if solved is None:
             raise SystemExit(stop.exit_code)
         summary = {
-            "agent": AGENT,
+            "agent": agent_of(config),
             "env_id": domain.name,
             "protocol": CUBE_PROTOCOL,
             "seed": config.seed,

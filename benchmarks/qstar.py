@@ -40,6 +40,7 @@ from classicrl.solve_cubes import SolveSettings
 
 SEARCHES = ("qstar", "deferred-astar", "astar", "q-beam")
 VALUE_SEARCHES = ("deferred-astar-v", "astar-v")
+ALL = SEARCHES + VALUE_SEARCHES
 NUM_SCRAMBLES = 100  # those of `qstar_cube3_solve.py --random 100`: a seed's cubes depend on it
 CEILINGS = {12: (24, 26, 28), 156: (13, 14, 16), 1884: (9, 10, 11)}
 PAPER_CEILINGS = {12: (22, 25, 28), 156: (12, 14, 16), 1884: (8, 9, 10)}
@@ -342,7 +343,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for column, actions in enumerate(every):
         for row, what in enumerate(("nodes", "seconds")):
             ax = panels[row][column]
-            for search, marker in zip(SEARCHES + VALUE_SEARCHES, "os^DPX", strict=True):
+            for search, marker in zip(ALL, "os^DPX", strict=True):
                 found = sorted(points(result, actions, search), key=lambda point: point.cost)
                 x, y = [p.cost for p in found], [float(getattr(p, what)) for p in found]
                 if search in VALUE_SEARCHES and not found:
@@ -362,6 +363,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
 def main(config: Config) -> dict[str, Any]:
     """Measures, prints, keeps."""
     require_positive(config, may_be_zero={"threads", "seed", "perimeter"})
+    if unknown := set(config.searches) - set(ALL):
+        raise UserError(f"--searches {' '.join(sorted(unknown))}: there are {', '.join(ALL)}")
     if config.measure:
         result = measure(config)
     elif config.json is not None:

@@ -19,6 +19,7 @@ from report import Table, keep, origin, show, spread
 from classicrl.command_line import exit_with, require_positive
 from classicrl.cube_solver import load_network, shipped_network
 from classicrl.domains.cube3 import Cube3
+from classicrl.errors import UserError
 from classicrl.machine import choose_device, set_threads
 from classicrl.networks.byte_q_network import ByteQNetwork
 from classicrl.search import Progress, qstar
@@ -60,7 +61,10 @@ def measure(config: Config) -> dict[str, Any]:
     set_threads(config.threads)
     device = choose_device(config.device)
     domain = Endless(12, device=device)
-    network = load_network(config.network or shipped_network(12), device).network
+    loaded = load_network(config.network or shipped_network(12), device)
+    if loaded.is_value:
+        raise UserError(f"--network {config.network} must be a network of Q; it is one of V")
+    network = loaded.network
     starts = domain.random_states(config.repeats, torch.Generator().manual_seed(0))
     searches = []
     for start in starts:

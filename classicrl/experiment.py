@@ -161,7 +161,8 @@ class Run:
         fields = {field.name: field for field in dataclasses.fields(config)}
         for name, new in as_json(config).items():
             old = recorded.get(name)
-            if new == old:
+            # A run of a version that had no such setting did what its default does.
+            if new == old or (name not in recorded and new == fields[name].default):
                 continue
             if new is None:
                 derived[name] = old

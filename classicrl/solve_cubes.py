@@ -27,7 +27,8 @@ class SolveSettings:
 
     preset: Literal["fast", "best"] = "fast"
     """fast begins with a beam of 8,192 states, best with 262,144, or 65,536 at more than 12
-    actions: shorter, and that much slower."""
+    actions: shorter, and that much slower. A network of V is asked about all children of a state:
+    its beams are narrower by the number of actions."""
     search: SearchName | None = None
     """One search instead of the preset's ladder."""
     weight: float | None = None

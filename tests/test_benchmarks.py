@@ -366,9 +366,13 @@ def test_searches_with_a_network_of_values_have_rows_of_their_own(
         ({"value_network_12": None}, "needs --value-network-12"),
         ({"value_network_12": cube_network}, "--value-network-12 must be a network of V"),
         ({"network_12": of_v}, "--network-12 must be a network of Q"),
+        ({"searches": ("qstar-v",)}, "--searches qstar-v: there are qstar, "),
     ):
         with pytest.raises(UserError, match=message):
             qstar.main(dataclasses.replace(config, **changes, json=None))
+    search_rate = load("search_rate")
+    with pytest.raises(UserError, match="must be a network of Q"):
+        search_rate.main(search_rate.Config(network=of_v, threads=1))
 
 
 def test_tables_of_searches_by_hand() -> None:

@@ -130,6 +130,16 @@ def test_a_network_of_values_guides_every_search(tmp_path: Path, search: SearchN
     settings = SolveSettings(search=search, perimeter=3, batch_size=4_096 if search else None)
     solution = CubeSolver(loaded, settings).solve(start)
     assert solution.solved and len(solution.turns) == 6
+    # What a search sees: the children's values, or for A* those of the state itself.
+    save_file(weights(function="v"), tmp_path / "random.safetensors", card(function="v"))
+    unlike = load_network(tmp_path / "random.safetensors")
+    states = unlike.domain.random_states(3, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        values = unlike.network(states).expand(-1, 12)
+        if search not in ("astar", "deferred-astar"):
+            children = [unlike.domain.apply(states, torch.full((3,), a)) for a in range(12)]
+            values = torch.cat([1 + unlike.network(child) for child in children], 1)
+        torch.testing.assert_close(unlike.q_function(search or "q-beam")(states), values)
     # The network is asked about all children of a beam's states, so fewer states make a layer.
     assert search is not None or solution.attempts[0] == "q-beam width 682"
     at_156 = tmp_path / "156.safetensors"

@@ -106,11 +106,24 @@ def test_values_of_states_alone_are_learned(tmp_path: Path, actions: int, recipe
     assert not (tmp_path / "taught").exists() and not (tmp_path / "q").exists()
 
 
+def test_a_run_of_a_version_without_a_setting_goes_on_with_its_default(tmp_path: Path) -> None:
+    """And is refused another."""
+    summary = run(tmp_path)
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    del record["config"]["function"], record["sha256"]
+    path.write_text(json.dumps(record))
+    assert run(tmp_path) == summary
+    with pytest.raises(UserError, match="function is v, was None"):
+        run(tmp_path, function="v")
+
+
 @pytest.mark.parametrize("actions", [156, 1884])
 def test_sequences_of_turns_are_learned_from_a_network_for_turns(
     tmp_path: Path, actions: int
 ) -> None:
     changes = {"actions": actions, "recipe": "teacher", "log_period_updates": 20}
+    changes["learning_rate"] = 0.01  # so few updates
     summary = run(tmp_path, **changes)
     assert summary["kept"] == "teacher" and summary["num_updates"] == 60
     table = read_csv(tmp_path / "metrics.csv")

@@ -348,6 +348,17 @@ def test_astar_looks_at_nothing_of_a_row_but_its_least_value(
         assert ours.actions == theirs.actions and ours.num_generated == theirs.num_generated
 
 
+def test_a_value_function_of_another_shape_is_refused() -> None:
+    def of_a_network(states: Tensor) -> Tensor:
+        return torch.ones(len(states), 1)
+
+    for adapter in (q_of_children, value_of_every_action):
+        function = adapter(PANCAKE, of_a_network)
+        with pytest.raises(ValueError, match=r"gave \[\d+, 1\] for"):
+            function(pancakes().states[:3])
+    assert q_of_children(PANCAKE, lambda s: s[:, 0].float())(pancakes().states[:0]).shape == (0, 6)
+
+
 def test_exact_values_lead_every_search_along_a_shortest_path() -> None:
     table = pancakes()
     v = table.function(table.distance)

@@ -60,6 +60,8 @@ _NOT_OF_THE_METHOD = {
     "final_eval_episodes",
     "save_every_steps",
 }
+# Settings that older runs do not record, with the defaults that are what those runs did.
+_NEWER_DEFAULTS = {("init_from", None), ("function", "q")}
 
 _NAMED_METRICS = {
     "return": ("charts/episodic_return", "episodic_return"),
@@ -139,8 +141,8 @@ def read_run(directory: Path) -> RunRecord:
         settings={
             name: value
             for name, value in config.items()
-            # Runs of versions that could not begin with given weights are as those that did not.
-            if name not in _NOT_OF_THE_METHOD and (name, value) != ("init_from", None)
+            # Runs of versions that had no such setting are as those that have its default.
+            if name not in _NOT_OF_THE_METHOD and (name, value) not in _NEWER_DEFAULTS
         },
         metrics=read_curves(directory / "metrics.csv"),
         evaluations=read_curves(directory / "evaluations.csv"),

@@ -235,7 +235,9 @@ def _cubes(entries: Sequence[Entry]) -> str:
     for entry in entries:
         low, high = entry.eval.interval_of_mean
         length = f"{-entry.eval.mean_return:.2f} [{-high:.2f}, {-low:.2f}]"
-        cells = (entry.env_id, f"{entry.variant}, seed {entry.seed}", f"{entry.total_steps:,}")
+        of_v = ", V" if entry.agent.endswith("-v") else ""
+        network = f"{entry.variant}, seed {entry.seed}{of_v}"
+        cells = (entry.env_id, network, f"{entry.total_steps:,}")
         rows.append((*cells, f"{entry.hours:.1f}", length, str(entry.eval.episodes)))
     header = ("actions", "network", "updates", "hours", "quarter turns", "cubes")
     return (

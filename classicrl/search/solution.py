@@ -28,7 +28,7 @@ class Solution(NamedTuple):
             less. If no estimate of the network is too high, no path costs less; a learned network
             gives no such promise.
         num_generated: states made by applying an action, duplicates and the start included.
-        num_evaluated: states that the network saw.
+        num_evaluated: states whose row of Q was asked for.
         num_stored: nodes kept.
         peak_open: the longest the open list was.
         num_bytes: memory of nodes, rows of Q and open list at the end.

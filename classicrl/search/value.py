@@ -22,7 +22,7 @@ def value_of_every_action(domain: Domain, value_function: ValueFunction) -> QFun
     num_actions = len(domain.costs)
 
     def q_function(states: Tensor) -> Tensor:
-        return value_function(states)[:, None].expand(-1, num_actions)
+        return _one_for_each(value_function, states)[:, None].expand(-1, num_actions)
 
     return q_function
 
@@ -31,8 +31,8 @@ def q_of_children(domain: Domain, value_function: ValueFunction) -> QFunction:
     """``Q(s,a) = c(s,a) + V(A(s,a))``, 0 in place of V at goals: for Q* and beams, and to act.
 
     It makes all children and asks V about each of them: that is what a network of Q saves. Searches
-    that count states which the network saw count the parents here. Every action is applied, also
-    those that are not legal; searches then leave these out.
+    count the parents as evaluated. Every action is applied, also those that are not legal; searches
+    then leave these out.
     """
     costs = domain.costs
     at_once = max(1, _CHILDREN_AT_ONCE // len(costs))
@@ -43,8 +43,24 @@ def q_of_children(domain: Domain, value_function: ValueFunction) -> QFunction:
         for part in torch.split(states, at_once):
             parents = part.repeat_interleave(len(costs), 0)
             children = domain.apply(parents, every.repeat(len(part)))
-            value = torch.where(domain.is_goal(children), 0.0, value_function(children))
-            rows.append(costs + value.view(len(part), -1))
+            value = _one_for_each(value_function, children)
+            value = torch.where(domain.is_goal(children), 0.0, value)
+            rows.append(costs + value.view(len(part), len(costs)))
         return torch.cat(rows)
 
     return q_function
+
+
+def _one_for_each(value_function: ValueFunction, states: Tensor) -> Tensor:
+    """V of states [B, S]: [B].
+
+    Raises:
+        ValueError: it is of another shape, such as the [B, 1] of a network with one output.
+    """
+    value = value_function(states)
+    if value.shape != states.shape[:1]:
+        raise ValueError(
+            f"the value function gave {list(value.shape)} for {len(states)} states, not "
+            f"[{len(states)}]"
+        )
+    return value
