@@ -102,7 +102,9 @@ class Config:
     measure: bool = True
     """--no-measure shows what is there."""
     docs: Path | None = None
-    """Write the tables into this page, between the marks of this benchmark."""
+    """Write the tables into this page, between the marks of --block."""
+    block: str = "qstar"
+    """Of the page."""
     figure: Path | None = None
     """Draw every setting that solved its cubes there."""
 
@@ -290,7 +292,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
         ]
         of = "; ".join(", ".join(map(str, ceilings[n])) for n in config["actions"])
         title = f"Growth over 12 actions, at {whose} ceilings in order (and their mean): {of}"
-        made.append(Table(title, ("", "search", "time", "nodes"), growth, (note,)))
+        if growth:
+            made.append(Table(title, ("", "search", "time", "nodes"), growth, (note,)))
     settings = [
         (
             f"{actions} actions", search, f"{point.size:,}",
@@ -378,7 +381,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.docs is not None:
         origin_line = f"{result['machine']}; {result['measured'][:10]}."
         content = "\n\n".join([origin_line, *(markdown(table) for table in shown)])
-        config.docs.write_text(replace_block(config.docs.read_text(), "qstar", content))
+        config.docs.write_text(replace_block(config.docs.read_text(), config.block, content))
     return result
 
 
