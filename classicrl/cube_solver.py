@@ -60,9 +60,14 @@ class CubeNetwork(NamedTuple):
         """What guides a search: a network of V gives A* itself, and the others the children's."""
         if not self.is_value:
             return self.network
-        if search in ("astar", "deferred-astar"):
+        if self.states_per_row(search) == 1:
             return value_of_every_action(self.domain, self._value)
         return q_of_children(self.domain, self._value)
+
+    def states_per_row(self, search: SearchName) -> int:
+        """How many states the network sees for a row of Q: one, or all children of one."""
+        of_state = not self.is_value or search in ("astar", "deferred-astar")
+        return 1 if of_state else len(self.domain.costs)
 
     def _value(self, states: Tensor) -> Tensor:
         value: Tensor = self.network(states)[:, 0]
@@ -255,7 +260,8 @@ class CubeSolver:
             attempts.append(str(attempt))
             solution = self._search(attempt, start, left, progress)
             generated += solution.num_generated
-            evaluated += solution.num_evaluated
+            seen = self.network.states_per_row(attempt.search)
+            evaluated += solution.num_evaluated * seen
             network_seconds += solution.network_seconds
             stopped = solution.stopped
             if solution.solved:

@@ -130,6 +130,10 @@ def test_a_network_of_values_guides_every_search(tmp_path: Path, search: SearchN
     settings = SolveSettings(search=search, perimeter=3, batch_size=4_096 if search else None)
     solution = CubeSolver(loaded, settings).solve(start)
     assert solution.solved and len(solution.turns) == 6
+    # For Q* and beams the network sees the 12 children of each state.
+    children = search not in ("astar", "deferred-astar")
+    assert loaded.states_per_row(search or "q-beam") == (12 if children else 1)
+    assert not children or solution.states_evaluated % 12 == 0
     # What a search sees: the children's values, or for A* those of the state itself.
     save_file(weights(function="v"), tmp_path / "random.safetensors", card(function="v"))
     unlike = load_network(tmp_path / "random.safetensors")
