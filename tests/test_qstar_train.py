@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from classicrl import cube_solver
 from classicrl.algorithms.q_iteration import QIterationLearner
 from classicrl.cube_solver import load_network
 from classicrl.domains.cube3 import Cube3
+from classicrl.domains.cube3_evaluation import Scores
 from classicrl.domains.cube3_walks import CubeWalks
 from classicrl.domains.pancake import Pancake
 from classicrl.domains.walks import no_undo, random_walks
@@ -207,6 +209,19 @@ def test_walks_teach_and_a_trunk_is_taken_over(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             run(second, actions=156, trunk=trunk, overwrite=True)
         assert (second / "model.safetensors").read_bytes() == kept
+
+
+def test_of_two_networks_the_one_that_solves_more_and_shorter_is_better() -> None:
+    """And where both solve nothing, as narrow beams do, the one that is nearer to what is known."""
+    best = Scores(9, 5, 120, 0.1, 0.5, 0.0)
+    for worse in (
+        best._replace(solved=4, total_length=90, distance_error=0.1),
+        best._replace(total_length=121, distance_error=0.1),
+        best._replace(distance_error=0.6),
+    ):
+        assert best.better_than(worse) and not worse.better_than(best)
+    unknown = best._replace(distance_error=math.nan)
+    assert not unknown.better_than(unknown)
 
 
 def test_no_earlier_run_has_a_say_in_which_network_is_kept(tmp_path: Path) -> None:
