@@ -1,6 +1,6 @@
 """Training scripts in processes of their own, which a test may kill.
 
-A fork server imports torch once, so that each process starts in a fraction of a second.
+A fork server imports torch and more once, so that each process starts in a fraction of a second.
 """
 
 import dataclasses
@@ -20,6 +20,8 @@ import pytest
 
 AGENTS = Path(__file__).parents[1] / "agents"
 MAX_FRAMES_PER_EPISODE = 240  # games of 60 steps at most
+CI = (pytest.mark.slow, pytest.mark.ci)
+"""Of the parameters of a test that `make test` runs for others alone."""
 
 
 def load_script(name: str) -> ModuleType:
@@ -108,8 +110,12 @@ def _command_line(path: str, arguments: list[str], output: str) -> None:
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch", "torch.utils.tensorboard", "classicrl.training_state", "classicrl.algorithms.dqn"]
-    )
+        [
+            "torch", "torch.utils.tensorboard", "gymnasium", "tyro",
+            "classicrl.training_state", "classicrl.algorithms.dqn", "classicrl.command_line",
+            "classicrl.evaluation", "classicrl.envs.atari", "classicrl.reports.records",
+        ]
+    )  # fmt: skip
     return context
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from script_process import load_script
+from script_process import CI, load_script
 
 from classicrl import cube_solver
 
@@ -193,15 +193,21 @@ ALL = [
 ]
 
 
-def scripts(these: list[Small] = ALL) -> list[Any]:
-    """Parameters of a test over scripts, skipped where they cannot run."""
+def scripts(these: list[Small] = ALL, ci: tuple[str, ...] = ()) -> list[Any]:
+    """Parameters of a test over scripts, skipped where they cannot run.
+
+    Of ``ci`` those that `make test` has no time for.
+    """
     return [
         pytest.param(
             small,
             id=small.script,
-            marks=pytest.mark.skipif(
-                importlib.util.find_spec(small.needs) is None, reason=f"requires {small.needs}"
-            ),
+            marks=[
+                pytest.mark.skipif(
+                    importlib.util.find_spec(small.needs) is None, reason=f"requires {small.needs}"
+                ),
+                *(CI if small.script in ci else ()),
+            ],
         )
         for small in these
     ]

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from script_process import CI
 
 pytest.importorskip("ale_py")
 
@@ -84,9 +85,9 @@ def spy_on_infos(env: AtariVector) -> list[dict]:
     [
         ("Pong", 1500, 1, True, False),  # knows no lives
         ("Breakout", 900, 3, True, True),
-        ("Seaquest", 900, 1, True, True),
-        ("SpaceInvaders", 900, 1, True, True),
-        ("MontezumaRevenge", 1300, 1, False, True),
+        pytest.param("Seaquest", 900, 1, True, True, marks=CI),
+        pytest.param("SpaceInvaders", 900, 1, True, True, marks=CI),
+        pytest.param("MontezumaRevenge", 1300, 1, False, True, marks=CI),
         ("AirRaid", 300, 0, True, False),  # 250 lines instead of 210
     ],
 )

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from script_process import AGENTS, Kill, after_calls, command_line, load_script, train
+from script_process import AGENTS, CI, Kill, after_calls, command_line, load_script, train
 from trees import assert_same_tree
 
 pytest.importorskip("ale_py")
@@ -84,22 +84,21 @@ class Case(NamedTuple):
 needs_minatar = pytest.mark.skipif(
     importlib.util.find_spec("minatar") is None, reason="requires minatar"
 )
-CASES = [
-    pytest.param(
-        Case(script, member), id=f"{script}-{member}", marks=[needs_minatar] if mark else []
-    )
-    for script, members, mark in (
-        ("va_atari", [m for m in FAMILY if m != "dueling"], False),
-        ("va_minatar", list(FAMILY), True),
-        ("va_classic_control", list(FAMILY), False),
-    )
-    for member in members
-]
-SCRIPTS = [
-    Case("va_atari", "va"),
-    pytest.param(Case("va_minatar", "va"), marks=needs_minatar),
-    Case("va_classic_control", "va"),
-]
+CASES = [Case("va_atari", member) for member in FAMILY if member != "dueling"]
+CASES += [Case(script, m) for script in ("va_minatar", "va_classic_control") for m in FAMILY]
+SCRIPTS = [Case(script, "va") for script in SETTINGS]
+
+
+def params(cases: list[Case], ci: Callable[[Case], bool] = lambda case: False) -> list[Any]:
+    """Parameters of a test; of ``ci`` those that `make test` has no time for."""
+    return [
+        pytest.param(
+            case,
+            id=str(case),
+            marks=[needs_minatar] * (case.script == "va_minatar") + [*CI] * ci(case),
+        )
+        for case in cases
+    ]
 
 
 def figures(directory: Path) -> tuple[dict[str, list[str]], str]:
@@ -141,7 +140,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], tuple
 Finished = Callable[[Case], tuple[Path, Any]]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", params(CASES))
 def test_a_run_leaves_everything_and_learns(case: Case, finished: Finished) -> None:
     directory, summary = finished(case)
     assert summary["agent"] == str(case)
@@ -189,7 +188,7 @@ STREAMS: dict[str, tuple[str, float, str | None]] = {
 """Loss, penalty and what centres the advantage, written down once more."""
 
 
-@pytest.mark.parametrize("case", [*CASES, Case("dueling_dqn_atari", "dueling")], ids=str)
+@pytest.mark.parametrize("case", params([*CASES, Case("dueling_dqn_atari", "dueling")]))
 def test_a_script_builds_the_member_that_was_asked_for(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,7 +220,9 @@ def test_a_script_builds_the_member_that_was_asked_for(
     assert not learner.double
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", params(CASES, ci=lambda case: case.script == "va_atari" and case.member != "va")
+)
 def test_stopped_and_continued_changes_nothing(
     case: Case, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +237,7 @@ def test_stopped_and_continued_changes_nothing(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("case", SCRIPTS, ids=str)
+@pytest.mark.parametrize("case", params(SCRIPTS, ci=lambda c: c.script != "va_classic_control"))
 def test_killed_and_continued_changes_nothing(
     case: Case, finished: Finished, tmp_path: Path
 ) -> None:
@@ -247,7 +248,7 @@ def test_killed_and_continued_changes_nothing(
     assert_same_end(case, finished(case)[0], tmp_path)
 
 
-@pytest.mark.parametrize("case", SCRIPTS, ids=str)
+@pytest.mark.parametrize("case", params(SCRIPTS))
 def test_a_finished_run_tells_its_summary(
     case: Case, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,7 +261,7 @@ def test_a_finished_run_tells_its_summary(
     assert case.run(directory) == summary
 
 
-@pytest.mark.parametrize("case", SCRIPTS, ids=str)
+@pytest.mark.parametrize("case", params(SCRIPTS))
 def test_another_member_or_setting_is_refused(case: Case, finished: Finished) -> None:
     with pytest.raises(UserError) as caught:
         case.run(finished(case)[0], gamma=0.5, member="rdq")
@@ -286,7 +287,7 @@ def test_seeds_that_were_trained_with_others_are_not_written_over(tmp_path: Path
     assert (commands["seed"], commands["num_seeds"]) == (5, 1)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", params(CASES))
 def test_agents_are_played_and_drawn_by_the_command(
     case: Case, finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,7 +315,7 @@ def test_what_seeds_share_is_not_played_but_a_seed_is_named(finished: Finished) 
             load_agent(path)
 
 
-@pytest.mark.parametrize("case", SCRIPTS, ids=str)
+@pytest.mark.parametrize("case", params(SCRIPTS))
 def test_results_can_be_published_and_verified(
     case: Case, finished: Finished, tmp_path: Path
 ) -> None:
@@ -328,7 +329,7 @@ def test_results_can_be_published_and_verified(
         assert verdict is not None and verdict.holds, verdict
 
 
-@pytest.mark.parametrize("case", SCRIPTS, ids=str)
+@pytest.mark.parametrize("case", params(SCRIPTS))
 def test_nan_ends_the_run_and_leaves_the_checkpoint(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,7 +353,7 @@ def test_nan_ends_the_run_and_leaves_the_checkpoint(
     assert all(values.isfinite().all() for values in learner["online"].values())
 
 
-@pytest.mark.parametrize("case", SCRIPTS, ids=str)
+@pytest.mark.parametrize("case", params(SCRIPTS, ci=lambda case: case.script == "va_atari"))
 def test_a_checkpoint_without_replay_is_refilled(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
