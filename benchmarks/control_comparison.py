@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from report import Table, markdown, replace_block, show
+from report import Table, line_style, markdown, replace_block, show
 
 from classicrl.command_line import exit_with, require_positive
 from classicrl.errors import UserError
@@ -44,7 +44,6 @@ FIGURES = {
     "cost_of_transport": ("cost of transport", 2),
 }
 """Columns of evaluations.csv: what they are called in the tables, and their decimals."""
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +196,9 @@ def draw(agents: Mapping[str, Sequence[Learned]], config: Config, score: float) 
         raise UserError('pictures need matplotlib: pip install "classicrl[plots]"') from error
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     learning, smoothness = figure.subplots(1, 2)
-    for (agent, runs), colour in zip(agents.items(), COLOURS, strict=False):
+    for index, (agent, runs) in enumerate(agents.items()):
+        style = line_style(index)
+        colour = style["color"]
         steps = runs[0].step / 1e3
         for run in runs:
             learning.plot(run.step / 1e3, run.score, color=colour, alpha=0.35, linewidth=0.8)
@@ -207,7 +208,7 @@ def draw(agents: Mapping[str, Sequence[Learned]], config: Config, score: float) 
         low, high = scores.min(axis=0), scores.max(axis=0)
         learning.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
         label = f"{agent} ({len(runs)} seed{'s' if len(runs) > 1 else ''})"
-        learning.plot(steps, scores.mean(axis=0), color=colour, linewidth=2, label=label)
+        learning.plot(steps, scores.mean(axis=0), linewidth=2, label=label, **style)
         smoothness.plot([], [], "o", color=colour, markersize=4, label=agent)
     learning.set_title(config.env_id, loc="left", fontsize=10)
     learning.set_xlabel("thousand steps")

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from report import Table, markdown, replace_block, show
+from report import Table, line_style, markdown, replace_block, show
 
 from classicrl.command_line import exit_with
 from classicrl.cube_solver import CubeSolver, load_network, shipped_network
@@ -34,7 +34,6 @@ from classicrl.solve_cubes import SolveSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = "cube_solver"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,9 +184,9 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
         from matplotlib.ticker import NullFormatter
     except ImportError as error:
         raise UserError('plots need matplotlib: pip install "classicrl[plots]"') from error
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    figure = Figure(figsize=(12, 5.0), layout="constrained")
     axes = figure.subplots(1, 3)
-    for (name, result), colour in zip(found.items(), COLOURS, strict=False):
+    for index, (name, result) in enumerate(found.items()):
         cubes = result["cubes"]
         never = float("inf")  # what stays unsolved is never below
         lengths = [cube["length_qtm"] if cube["solved"] else never for cube in cubes]
@@ -195,7 +194,9 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
         for ax, values in zip(axes, (lengths, seconds_of(result), nodes), strict=True):
             values = sorted(values)
             shares = [(i + 1) / len(values) for i in range(len(values))]
-            ax.step([values[0], *values], [0, *shares], where="post", color=colour, label=name)
+            ax.step(
+                [values[0], *values], [0, *shares], where="post", label=name, **line_style(index)
+            )
     for ax, label in zip(axes, ("quarter turns", "seconds", "nodes generated"), strict=True):
         ax.set_xlabel(label)
         ax.grid(alpha=0.3)
@@ -204,7 +205,7 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
         ax.set_xscale("log")
         ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("share of the cubes that took at most so many")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=130, metadata={"Software": ""})
 
 

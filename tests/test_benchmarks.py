@@ -429,7 +429,14 @@ def test_settings_of_searches_as_a_picture_and_a_page(tmp_path: Path) -> None:
         qstar.main(dataclasses.replace(shown, json=None))
 
 
-def test_cubes_of_a_machine_become_a_row_and_go_on(tmp_path: Path) -> None:
+def test_lines_of_a_chart_are_told_apart() -> None:
+    styles = [tuple(load("report").line_style(index).values()) for index in range(21)]
+    assert len(set(styles)) == 21
+
+
+def test_cubes_of_a_machine_become_a_row_and_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = load("cube_solver")
     folder, page = tmp_path / "results", tmp_path / "page.md"
     folder.mkdir()
@@ -453,6 +460,11 @@ def test_cubes_of_a_machine_become_a_row_and_go_on(tmp_path: Path) -> None:
     assert (tmp_path / "cubes.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="another machine or command"):
         module.main(dataclasses.replace(config, seed=3))
+    found = {f"machine-{k}": {"cubes": cubes, "clock": "cpu"} for k in range(9)}
+    drawn: list[Any] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda f, *_, **__: drawn.append(f))
+    module.draw(found, tmp_path / "many.png")
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == list(found)
     (folder / "stray.json").write_text("{}")
     with pytest.raises(UserError, match="stray"):
         module.results(folder)
