@@ -141,9 +141,7 @@ def test_stopped_and_continued_changes_nothing(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    "script", ["ppo_rnd_small", pytest.param("ppo_rnd_atari", marks=CI)], ids=str
-)
+@pytest.mark.parametrize("script", ["ppo_rnd_small", pytest.param("ppo_rnd_atari", marks=CI)])
 def test_killed_and_continued_changes_nothing(
     script: str, finished: Finished, tmp_path: Path
 ) -> None:
