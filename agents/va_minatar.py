@@ -48,8 +48,9 @@ class Config:
     """The first seed."""
     num_seeds: int = 5
     """Seeds trained side by side: seed, seed + 1, ..."""
-    num_envs: int = 4
-    """Games played side by side, for each seed."""
+    num_envs: int = 1
+    """Games played side by side, for each seed. More learned less on Seaquest
+    (docs/va_results.md)."""
     device: Literal["auto", "cpu", "cuda"] = may_change("auto")
     """auto: the GPU if there is one."""
     threads: int = may_change(0)

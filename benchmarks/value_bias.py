@@ -35,7 +35,9 @@ class Config:
     """A step is one decision in one environment."""
 
     reference: Path = ROOT / "runs" / "reference"
-    """Published runs."""
+    """Published runs, of which those count that bootstrap without double Q and have ..."""
+    num_envs: int = 4
+    """... so many environments a seed."""
     docs: Path = ROOT / "docs" / "va_and_dueling.md"
     """Markdown file with a pair of markers for the table."""
     last_steps: tuple[int, ...] = (300_000, 600_000, 1_000_000)
@@ -73,7 +75,7 @@ def read_runs(config: Config) -> dict[tuple[str, str], list[Bias]]:
     found: dict[tuple[str, str], list[Bias]] = defaultdict(list)
     for path in sorted(config.reference.glob("va_minatar-*/*/*/metrics.csv")):
         settings = read_json(path.parent / "config.json")["config"]
-        if settings["double"]:
+        if settings["double"] or settings["num_envs"] != config.num_envs:
             continue
         columns = read_csv(path)
 

@@ -707,17 +707,18 @@ def test_the_table_of_small_environments_by_hand() -> None:
 
 
 def test_the_bias_of_values_by_hand(tmp_path: Path) -> None:
-    """Rows of the window alone, means over seeds, runs with double Q left out."""
+    """Rows of the window alone, means over seeds; double Q and another num_envs left out."""
     value_bias = load("value_bias")
-    for member, seed, double, shift in (
-        ("va", 0, False, 0),
-        ("va", 1, False, 2),
-        ("va", 2, True, 9),
+    for member, seed, double, num_envs, shift in (
+        ("va", 0, False, 4, 0),
+        ("va", 1, False, 4, 2),
+        ("va", 2, True, 4, 9),
+        ("va", 3, False, 1, 7),
     ):
         directory = tmp_path / f"va_minatar-{member}" / "game" / f"seed{seed}"
         directory.mkdir(parents=True)
         settings = {"env_id": "MinAtar/Asterix-v1", "member": member, "seed": seed}
-        settings |= {"double": double, "gamma": 0.98}
+        settings |= {"double": double, "num_envs": num_envs, "gamma": 0.98}
         (directory / "config.json").write_text(json.dumps({"config": settings}))
         lines = ["step,diagnostics/max_q,diagnostics/advantage", "10,99,99"]
         lines += [f"20,{4 + shift},0.1", f"30,{6 + shift},0.3", "40,99,99"]
