@@ -20,6 +20,7 @@ import pytest
 
 AGENTS = Path(__file__).parents[1] / "agents"
 MAX_FRAMES_PER_EPISODE = 240  # games of 60 steps at most
+LONGEST_S = 300  # far more than any process of a test takes, even on a loaded machine
 CI = (pytest.mark.slow, pytest.mark.ci)
 """Of the parameters of a test that `make test` runs for others alone."""
 
@@ -128,9 +129,7 @@ def start_training(script: str, settings: dict[str, Any], kill: Kill | None = No
 
 def train(script: str, settings: dict[str, Any], kill: Kill | None = None) -> int | None:
     """Exit code of ``main(Config(**settings))``; -9 after a SIGKILL."""
-    process = start_training(script, settings, kill)
-    process.join()
-    return process.exitcode
+    return _exit_code(start_training(script, settings, kill))
 
 
 def command_line(script: str, *arguments: str, output: Path) -> tuple[int | None, str]:
@@ -138,5 +137,14 @@ def command_line(script: str, *arguments: str, output: Path) -> tuple[int | None
     path = str(AGENTS / f"{script}.py")
     process = _context().Process(target=_command_line, args=(path, list(arguments), str(output)))
     process.start()
-    process.join()
-    return process.exitcode, output.read_text()
+    return _exit_code(process), output.read_text()
+
+
+def _exit_code(process: BaseProcess) -> int | None:
+    """When it has ended. One that should have been refused may train for days: it is killed."""
+    process.join(LONGEST_S)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        pytest.fail(f"a process of a test had not ended after {LONGEST_S} s")
+    return process.exitcode

@@ -397,7 +397,7 @@ def test_soft_labels_and_smoothing_reach_the_learner(
         ("va_atari", ["--member", "rdq", "--soft-labels"], "for members with mu"),
         ("va_minatar", ["--env-id", "MinAtar/Brakeout-v1"], "did you mean MinAtar/Breakout-v1"),
         ("va_minatar", ["--env-id", "CartPole-v1"], "no MinAtar game"),
-        ("va_minatar", ["--first-update-steps", "4"], "must be above --n-steps times"),
+        ("va_minatar", ["--first-update-steps", "1"], "must be above --n-steps times"),
         ("va_minatar", ["--num-seeds", "0"], "--num-seeds must be positive"),
         ("va_minatar", ["--replay-capacity", "1000000000000"], "lower --replay-capacity"),
         ("va_classic_control", ["--env-id", "Pendulum-v1"], "only discrete actions"),
