@@ -22,11 +22,12 @@ from typing import NamedTuple
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from report import Table, line_style, markdown, replace_block, show
+from report import Table, markdown, replace_block, show
 
 from classicrl.command_line import exit_with, require_positive
 from classicrl.errors import UserError
 from classicrl.experiment import read_json
+from classicrl.reports.plots import line_style
 from classicrl.reports.records import read_run
 from classicrl.reports.reference import read_index
 from classicrl.reports.statistics import bootstrap_interval
@@ -197,8 +198,7 @@ def draw(agents: Mapping[str, Sequence[Learned]], config: Config, score: float) 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     learning, smoothness = figure.subplots(1, 2)
     for index, (agent, runs) in enumerate(agents.items()):
-        style = line_style(index)
-        colour = style["color"]
+        colour, dashes = line_style(index)
         steps = runs[0].step / 1e3
         for run in runs:
             learning.plot(run.step / 1e3, run.score, color=colour, alpha=0.35, linewidth=0.8)
@@ -208,7 +208,7 @@ def draw(agents: Mapping[str, Sequence[Learned]], config: Config, score: float) 
         low, high = scores.min(axis=0), scores.max(axis=0)
         learning.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
         label = f"{agent} ({len(runs)} seed{'s' if len(runs) > 1 else ''})"
-        learning.plot(steps, scores.mean(axis=0), linewidth=2, label=label, **style)
+        learning.plot(steps, scores.mean(axis=0), dashes, color=colour, linewidth=2, label=label)
         smoothness.plot([], [], "o", color=colour, markersize=4, label=agent)
     learning.set_title(config.env_id, loc="left", fontsize=10)
     learning.set_xlabel("thousand steps")

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from report import Table, line_style, markdown, replace_block, show
+from report import Table, markdown, replace_block, show
 
 from classicrl.command_line import exit_with
 from classicrl.cube_solver import CubeSolver, load_network, shipped_network
@@ -30,6 +30,7 @@ from classicrl.domains.cube3 import Cube3
 from classicrl.errors import UserError
 from classicrl.experiment import read_json, versions, write_json
 from classicrl.machine import choose_device, describe, set_threads
+from classicrl.reports.plots import line_style
 from classicrl.solve_cubes import SolveSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -191,11 +192,12 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
         never = float("inf")  # what stays unsolved is never below
         lengths = [cube["length_qtm"] if cube["solved"] else never for cube in cubes]
         nodes = [float(cube["nodes_generated"]) for cube in cubes]
+        colour, dashes = line_style(index)
         for ax, values in zip(axes, (lengths, seconds_of(result), nodes), strict=True):
             values = sorted(values)
             shares = [(i + 1) / len(values) for i in range(len(values))]
             ax.step(
-                [values[0], *values], [0, *shares], where="post", label=name, **line_style(index)
+                [values[0], *values], [0, *shares], dashes, color=colour, where="post", label=name
             )
     for ax, label in zip(axes, ("quarter turns", "seconds", "nodes generated"), strict=True):
         ax.set_xlabel(label)

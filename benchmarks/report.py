@@ -28,7 +28,6 @@ from classicrl.command_line import exit_with
 from classicrl.errors import UserError
 from classicrl.experiment import read_json, versions, write_json
 from classicrl.machine import describe
-from classicrl.reports.plots import COLOURS
 
 _HERE = Path(__file__).resolve().parent
 
@@ -166,13 +165,6 @@ def show(tables: Iterable[Table]) -> None:
         for note in table.notes:
             console.print(note, highlight=False, soft_wrap=True)
         console.print()
-
-
-def line_style(index: int) -> dict[str, str]:
-    """Of a chart's line: seven colours, then the same dashed, then dotted."""
-    dashes = ("-", "--", ":")
-    turn, colour = divmod(index, len(COLOURS))
-    return {"color": COLOURS[colour], "linestyle": dashes[turn % len(dashes)]}
 
 
 def markdown(table: Table) -> str:

@@ -429,11 +429,6 @@ def test_settings_of_searches_as_a_picture_and_a_page(tmp_path: Path) -> None:
         qstar.main(dataclasses.replace(shown, json=None))
 
 
-def test_lines_of_a_chart_are_told_apart() -> None:
-    styles = [tuple(load("report").line_style(index).values()) for index in range(21)]
-    assert len(set(styles)) == 21
-
-
 def test_cubes_of_a_machine_become_a_row_and_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

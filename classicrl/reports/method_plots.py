@@ -18,6 +18,7 @@ from classicrl.reports.plots import (
     COLOURS,
     MARKERS,
     PANEL_INCHES,
+    line_style,
     new_figure,
     protocol_in_words,
     read_runs,
@@ -162,12 +163,14 @@ def _draw_profiles(axis: "Axes", scores: Scores, what: str) -> None:
     margin = 0.02 * max(float(np.ptp(everyone)), 1e-9)
     thresholds = np.linspace(everyone.min() - margin, everyone.max() + margin, _NUM_THRESHOLDS)
     for index, (label, by_task) in enumerate(scores.by_method.items()):
-        colour = COLOURS[index % len(COLOURS)]
+        colour, dashes = line_style(index)
         profile = performance_profile(by_task, thresholds)
         axis.fill_between(
             thresholds, profile.low, profile.high, color=colour, alpha=0.18, linewidth=0
         )
-        axis.step(thresholds, profile.share, color=colour, linewidth=1.8, label=label)
+        axis.step(
+            thresholds, profile.share, color=colour, linestyle=dashes, linewidth=1.8, label=label
+        )
     axis.set_xlabel(f"{what} of a run, t")
     axis.set_ylabel("share of runs above t")
     axis.set_ylim(-0.02, 1.02)

@@ -39,12 +39,19 @@ DPI = 150
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; yellow is too faint for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _NUM_RESAMPLES = 2_000  # of interquartile means, at every point of a curve
 _FORMATS = (".png", ".svg", ".pdf")
 
 
 Centre = Literal["mean", "iqm"]
+
+
+def line_style(index: int) -> tuple[str, str]:
+    """Colour and dashes of a chart's line: seven colours, then the same dashed, then dotted."""
+    turn, colour = divmod(index, len(COLOURS))
+    return COLOURS[colour], DASHES[turn % len(DASHES)]
 
 
 def plot_runs(
@@ -162,12 +169,11 @@ def _draw_panel(
     drawn = False
     for group in groups:
         index = labels.index(group.label)
-        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         name: str | None = group.described
-        if metric != "eval" and _draw_lines(axis, group, metric, x, colour, name, centre):
+        if metric != "eval" and _draw_lines(axis, group, metric, x, index, name, centre):
             drawn, name = True, None
         if metric in ("return", "eval") and _draw_evaluations(
-            axis, group, x, colour, marker, name, centre, joined=metric == "eval"
+            axis, group, x, index, name, centre, joined=metric == "eval"
         ):
             drawn = True
     axis.set_title(f"{env_id}, {protocol}", loc="left", fontsize=11, fontweight="bold")
@@ -209,10 +215,11 @@ def _draw_lines(
     group: Group,
     metric: str,
     x: XAxis,
-    colour: str,
+    index: int,
     label: str | None,
     centre: Centre,
 ) -> bool:
+    colour, dashes = line_style(index)
     curves = [curve(run, metric, x) for run in group.runs]
     curves = [(xs, ys) for xs, ys in curves if len(xs)]
     if not curves:
@@ -226,11 +233,11 @@ def _draw_lines(
             axis.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
         else:
             middle = grid
-        axis.plot(grid, middle, color=colour, linewidth=1.8, label=label)
+        axis.plot(grid, middle, dashes, color=colour, linewidth=1.8, label=label)
     else:
         xs, ys = curves[0]
-        # A line of a single point would be invisible.
-        axis.plot(xs, ys, "." if len(xs) == 1 else "-", color=colour, linewidth=1.2, label=label)
+        marker = "." if len(xs) == 1 else None  # a line of a single point would be invisible
+        axis.plot(xs, ys, dashes, marker=marker, color=colour, linewidth=1.2, label=label)
     return True
 
 
@@ -238,13 +245,13 @@ def _draw_evaluations(
     axis: "Axes",
     group: Group,
     x: XAxis,
-    colour: str,
-    marker: str,
+    index: int,
     label: str | None,
     centre: Centre,
     *,
     joined: bool,
 ) -> bool:
+    colour, dashes = line_style(index)
     runs = [run for run in group.runs if len(curve(run, "eval", x)[0])]
     if not runs:
         return False
@@ -271,8 +278,9 @@ def _draw_evaluations(
         xs,
         mean,
         yerr=[np.maximum(mean - low, 0), np.maximum(high - mean, 0)],
-        fmt=marker + ("-" if joined else ""),
+        marker=MARKERS[index % len(MARKERS)],
         color=colour,
+        linestyle=dashes if joined else "none",
         markersize=5,
         markeredgecolor="white",
         markeredgewidth=0.7,
