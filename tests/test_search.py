@@ -46,9 +46,10 @@ def ones(num_actions: int) -> QFunction:
 class PricedPancake:
     """Pancakes whose reversals do not all cost the same."""
 
-    def __init__(self, costs: list[float]) -> None:
+    def __init__(self, costs: list[float], *, names_inverses: bool = True) -> None:
         self._pancake = Pancake(len(costs) + 1)
-        self.goal, self.inverse = self._pancake.goal, self._pancake.inverse
+        self.goal = self._pancake.goal
+        self.inverse = self._pancake.inverse if names_inverses else None
         self.costs = torch.tensor(costs)
 
     def apply(self, states: Tensor, actions: Tensor) -> Tensor:
@@ -177,8 +178,8 @@ def literal_qstar(
     ``prune`` skips the action that undoes the last, and pairs of a node whose state was reached
     at lower cost since.
     """
-    costs = domain.costs.numpy()
-    inverse, lam = domain.inverse.tolist(), np.float32(weight)
+    costs, lam = domain.costs.numpy(), np.float32(weight)
+    inverse = None if domain.inverse is None else domain.inverse.tolist()
     queue: list[tuple[float, float, int, int]] = []
     closed: dict[bytes, tuple[float, int]] = {}
     nodes: list[tuple[bytes, float]] = []
@@ -200,7 +201,8 @@ def literal_qstar(
             closed[state] = (g, node)
             nodes.append((state, g))
             for a, q in enumerate(rows[state]):
-                if q < math.inf and not (prune and action >= 0 and a == inverse[action]):
+                undoes = inverse is not None and action >= 0 and a == inverse[action]
+                if q < math.inf and not (prune and undoes):
                     h = np.float32(q) - costs[a]
                     f = lam * (np.float32(g) + costs[a]) + h
                     heapq.heappush(queue, (float(f), float(h), node, a))
@@ -221,6 +223,8 @@ def literal_qstar(
         if not pairs:
             break
         bound = max(bound, first)
+        if best < math.inf and bound >= weight * best - 1e-6:
+            break
         popped += pairs
         batch = []
         for node, a in pairs:
@@ -271,8 +275,10 @@ def test_pops_are_those_of_the_literal_algorithm(
 
 @pytest.mark.parametrize("batch_size", [3, 50])
 @pytest.mark.parametrize("prune", [False, True])
-def test_pops_with_costs_that_differ(batch_size: int, prune: bool) -> None:
+@pytest.mark.parametrize("names_inverses", [False, True])
+def test_pops_with_costs_that_differ(batch_size: int, prune: bool, names_inverses: bool) -> None:
     """States are often reached again at lower cost here, and their first nodes are let be."""
+    domain = PricedPancake(PRICED.costs.tolist(), names_inverses=names_inverses)
     function, rows = literal_rows("wild", priced=True)
     skipped = 0
     for row in some_rows(priced_pancakes(), 8, seed=1):
@@ -282,10 +288,10 @@ def test_pops_with_costs_that_differ(batch_size: int, prune: bool) -> None:
             popped += zip(node.tolist(), action.tolist(), strict=True)
 
         found = qstar(
-            PRICED, function, start, weight=1.0, batch_size=batch_size, max_nodes=1500,
+            domain, function, start, weight=1.0, batch_size=batch_size, max_nodes=1500,
             prune=prune, on_pop=note,
         )  # fmt: skip
-        literal = literal_qstar(PRICED, rows, start, 1.0, batch_size, 1500, prune)
+        literal = literal_qstar(domain, rows, start, 1.0, batch_size, 1500, prune)
         assert popped == literal.popped
         assert (found.path_cost, found.num_generated) == (literal.cost, literal.generated)
         skipped += literal.skipped
@@ -313,6 +319,60 @@ def test_deferred_astar_is_the_literal_algorithm_with_what_children_inherit(
         assert found.num_generated == literal.generated
         assert (found.solved, found.path_cost) == (literal.solved, literal.cost)
         assert found.lower_bound == min(literal.lower_bound, literal.cost)
+
+
+def literal_astar(
+    domain: Any, v: dict[bytes, float], start: Tensor, weight: float, batch_size: int
+) -> tuple[float, int, float]:
+    """A* as it is written down; cost, states generated, lower bound.
+
+    A node is a goal when it is popped, and a batch that settles the search has no children.
+    """
+    costs, lam, goal = domain.costs.tolist(), np.float32(weight), bytes(domain.goal.tolist())
+    closed = {bytes(start.tolist()): (0.0, 0)}
+    nodes = [(bytes(start.tolist()), 0.0)]
+    h = 0.0 if bytes(start.tolist()) == goal else v[bytes(start.tolist())]
+    queue = [(h, h, 0)]
+    best, bound, generated = math.inf, 0.0, 1
+    while queue and not (best < math.inf and bound >= weight * best - 1e-6):
+        batch = [heapq.heappop(queue) for _ in range(min(batch_size, len(queue)))]
+        batch = [entry for entry in batch if closed[nodes[entry[2]][0]][1] == entry[2]]
+        if not batch:
+            continue
+        bound = max(bound, batch[0][0])
+        best = min([best, *(nodes[i][1] for *_, i in batch if nodes[i][0] == goal)])
+        if best < math.inf and bound >= weight * best - 1e-6:
+            break
+        cheapest: dict[bytes, float] = {}
+        for state, g in (nodes[i] for *_, i in batch if nodes[i][0] != goal):
+            rows = torch.tensor([list(state)] * len(costs), dtype=torch.uint8)
+            for action, after in enumerate(domain.apply(rows, torch.arange(len(costs))).tolist()):
+                generated += 1
+                child, cost = bytes(after), g + costs[action]
+                cheapest[child] = min(cost, cheapest.get(child, math.inf))
+        for child, cost in cheapest.items():
+            if child not in closed or cost < closed[child][0]:
+                closed[child] = (cost, len(nodes))
+                h = 0.0 if child == goal else v[child]
+                f = float(lam * np.float32(cost) + np.float32(h))
+                heapq.heappush(queue, (f, h, len(nodes)))
+                nodes.append((child, cost))
+    return best, generated, bound
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.4, 0.0])
+@pytest.mark.parametrize("batch_size", [1, 7, 60])
+def test_astar_is_the_literal_algorithm(weight: float, batch_size: int) -> None:
+    table = priced_pancakes()
+    v = torch.where(table.distance > 0, noisy(table.distance, -2.0, 2.0), 0.0)
+    look_up = {bytes(s): float(x) for s, x in zip(table.states.tolist(), v, strict=True)}
+    function = value_of_every_action(PRICED, table.function(v))
+    for row in some_rows(table, 12, seed=batch_size):
+        start = table.states[row]
+        found = astar(PRICED, function, start, weight=weight, batch_size=batch_size)
+        cost, generated, bound = literal_astar(PRICED, look_up, start, weight, batch_size)
+        assert (found.path_cost, found.num_generated) == (cost, generated)
+        assert found.lower_bound == pytest.approx(min(bound, cost), abs=1e-6)
 
 
 # A value function alone.

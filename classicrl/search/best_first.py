@@ -102,13 +102,17 @@ class _Search:
                 self._best = (int(parent[best]), int(action[best]), tail)
         return found
 
+    def settled(self) -> bool:
+        """Whether the path that the stop rule asks for is there."""
+        # 0 * inf would be no number: the bound is compared only once there is a path.
+        return self.best_cost < math.inf and (
+            self.stop == "first" or self.lower_bound >= self.weight * self.best_cost - 1e-6
+        )
+
     def over(self) -> Stopped | None:
         """Why to stop now, if there is a reason."""
-        if self.best_cost < math.inf:
-            # 0 * inf would be no number: the bound is compared only once there is a path.
-            bound_met = self.lower_bound >= self.weight * self.best_cost - 1e-6
-            if self.stop == "first" or bound_met:
-                return "solved"
+        if self.settled():
+            return "solved"
         if len(self.open) == 0:
             return "solved" if self.best_cost < math.inf else "exhausted"
         if self.num_generated >= self.max_nodes:
@@ -247,8 +251,9 @@ def qstar(
         fields = (states, hashes[chosen], cost[chosen], parent[chosen], action, known, place)
         node = nodes.add(*fields)
         q = search.estimate(states)
-        if inverse is not None:
+        if prune:
             replaced[known[known >= 0]] = True
+        if inverse is not None:
             came = (action >= 0).nonzero()[:, 0]
             q[came, inverse[action[came]]] = math.inf
         first, last = int(node[0]), int(node[-1]) + 1
@@ -282,6 +287,8 @@ def qstar(
                 stopped = search.over()
                 continue
         search.lower_bound = max(search.lower_bound, float(f_of_key(key[0])))
+        if search.settled():  # an earlier path: none of these could better it
+            break
         # All that ranks no lower than the last head, had the list held every pair.
         last_key, last_node = key[-1], node[-1]
         limited = len(node) == batch_size
@@ -311,7 +318,7 @@ def qstar(
             break
         search.report()
         stopped = search.over()
-    return search.solution(stopped)
+    return search.solution(stopped or "solved")
 
 
 _INFINITE = int(pack_key(torch.tensor([math.inf]), torch.tensor([0.0])))
@@ -417,6 +424,8 @@ def astar(
                 states, cost = nodes.states[node], nodes.path_cost[node]
                 parent, action = nodes.parent[node], nodes.action[node]
                 node = node[~search.goals(states, key, cost, parent, action)]
+            if search.settled():  # no child of the others could better it
+                break
             for part in torch.split(node, max(1, _CHILDREN_AT_ONCE // len(domain.costs))):
                 index, action = children(domain, nodes.states[part])
                 parent = part[index]
@@ -428,4 +437,4 @@ def astar(
                 if (stopped := search.over()) in ("max_nodes", "max_seconds"):
                     break
         stopped = search.over()
-    return search.solution(stopped)
+    return search.solution(stopped or "solved")
