@@ -18,6 +18,7 @@ the counts of nodes exact.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import math
 import statistics
@@ -113,15 +114,23 @@ def measure(config: Config) -> dict[str, Any]:
     """Runs what is missing; returns the result as it is kept in JSON."""
     set_threads(config.threads)
     device = choose_device(config.device)
-    result: dict[str, Any] = {**origin(config, device), "cells": {}}
+    files = network_files(config)
+    networks = networks_of(files, device)
+    digests = {f"{n} v" if v else f"{n}": digest_of(path) for (n, v), path in files.items()}
+    result: dict[str, Any] = {**origin(config, device), "networks": digests, "cells": {}}
     if config.json is not None and config.json.exists():
         earlier = read_json(config.json)
-        same = ("seed", "max_nodes", "max_seconds", "perimeter")
-        if any(earlier["config"][name] != result["config"][name] for name in same):
-            raise UserError(f"{config.json} holds other cubes or limits: name another --json")
+        same = ("seed", "max_nodes", "max_seconds", "perimeter", "device", "threads")
+        others = [name for name in same if earlier["config"][name] != result["config"][name]]
+        known = earlier.get("networks", {})
+        others += [f"network {n}" for n in digests if known.get(n, digests[n]) != digests[n]]
+        if others:
+            raise UserError(
+                f"{config.json} was measured with another {', '.join(others)}: name another --json"
+            )
         result["cells"] = earlier["cells"]
         result["config"] |= everything(earlier["config"], result["config"])
-    networks = networks_of(config, device)
+        result["networks"] = known | digests
     domain, scrambles = Cube3(12), dict(zip(config.actions, config.cubes, strict=True))
     starts = domain.random_states(NUM_SCRAMBLES, torch.Generator().manual_seed(config.seed))
     for size, weight, actions, search in settings_of(config):
@@ -158,7 +167,7 @@ def measure(config: Config) -> dict[str, Any]:
     return result
 
 
-def networks_of(config: Config, device: torch.device) -> dict[tuple[int, bool], CubeNetwork]:
+def network_files(config: Config) -> dict[tuple[int, bool], Path]:
     """Of all action spaces; True: those of V."""
     given = {12: config.network_12, 156: config.network_156, 1884: config.network_1884}
     of_values = {
@@ -166,20 +175,31 @@ def networks_of(config: Config, device: torch.device) -> dict[tuple[int, bool], 
         156: config.value_network_156,
         1884: config.value_network_1884,
     }
-    networks = {
-        (n, False): load_network(given[n] or shipped_network(n), device) for n in config.actions
-    }
+    files = {(n, False): given[n] or shipped_network(n) for n in config.actions}
     if set(config.searches) & set(VALUE_SEARCHES):
         for n in config.actions:
             path = of_values[n]
             if path is None:
                 raise UserError(f"a search with -v needs --value-network-{n}")
-            networks[n, True] = load_network(path, device)
+            files[n, True] = path
+    return files
+
+
+def networks_of(
+    files: Mapping[tuple[int, bool], Path], device: torch.device
+) -> dict[tuple[int, bool], CubeNetwork]:
+    """Loads them; True: those of V."""
+    networks = {key: load_network(path, device) for key, path in files.items()}
     for (n, of_value), network in networks.items():
         flag = f"--value-network-{n}" if of_value else f"--network-{n}"
         if network.is_value != of_value:
             raise UserError(f"{flag} must be a network of {'V' if of_value else 'Q'}")
     return networks
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def everything(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
@@ -368,6 +388,10 @@ def main(config: Config) -> dict[str, Any]:
     require_positive(config, may_be_zero={"threads", "seed", "perimeter"})
     if unknown := set(config.searches) - set(ALL):
         raise UserError(f"--searches {' '.join(sorted(unknown))}: there are {', '.join(ALL)}")
+    if len(config.actions) != len(config.cubes):
+        raise UserError(
+            f"--cubes needs a number for each of --actions {' '.join(map(str, config.actions))}"
+        )
     if config.measure:
         result = measure(config)
     elif config.json is not None:

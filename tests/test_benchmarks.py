@@ -292,13 +292,13 @@ def test_seeds_together_and_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(table.header) == len(table.rows[0])
 
 
-def tiny_cube_network(path: Path, function: str) -> Path:
+def tiny_cube_network(path: Path, function: str, seed: int = 0) -> Path:
     """Of Q or of V."""
     domain = Cube3(12)
     sizes = {"embedding_size": 8, "hidden_size": 8, "num_blocks": 1}
     network = ByteQNetwork(
         domain.feature_offsets, domain.num_features, {"q": 12, "v": 1}[function],
-        generator=torch.Generator(), **sizes,
+        generator=torch.Generator().manual_seed(seed), **sizes,
     )  # fmt: skip
     card = {"domain": "cube3", "actions": "12", "function": function}
     save_model(path, network.state_dict(), card | {k: str(v) for k, v in sizes.items()})
@@ -344,8 +344,17 @@ def test_searches_side_by_side_go_on_where_they_stopped(tmp_path: Path, cube_net
     assert said["cubes"] == [2] and said["weights"] == [0.5, 0.7] and len(said["searches"]) == 4
     longer = qstar.main(dataclasses.replace(config, cubes=(3,)))["cells"]
     assert all(longer[key][: len(cubes)] == cubes for key, cubes in cells.items())
-    with pytest.raises(UserError, match="other cubes or limits"):
-        qstar.main(dataclasses.replace(config, seed=8))
+    other = tiny_cube_network(tmp_path / "other.safetensors", "q", seed=1)
+    changes: dict[str, Any]
+    for changes, message in (
+        ({"seed": 8}, "with another seed: name another --json"),
+        ({"threads": 2, "max_nodes": 9}, "with another max_nodes, threads"),
+        ({"network_12": other}, "with another network 12"),
+        ({"cubes": (3, 2)}, "--cubes needs a number for each of --actions 12"),
+    ):
+        with pytest.raises(UserError, match=message):
+            qstar.main(dataclasses.replace(config, **changes))
+    assert list(qstar.main(config)["networks"]) == ["12"]
 
 
 def test_searches_with_a_network_of_values_have_rows_of_their_own(
