@@ -11,7 +11,14 @@ from synthetic_runs import colours_of, write_model, write_peer, write_run
 
 from classicrl.errors import UserError
 from classicrl.reports import records
-from classicrl.reports.plots import DPI, PANEL_INCHES, line_style, plot_runs, protocol_in_words
+from classicrl.reports.plots import (
+    DPI,
+    PANEL_INCHES,
+    line_style,
+    marker_of,
+    plot_runs,
+    protocol_in_words,
+)
 from classicrl.reports.publish import command_of
 from classicrl.reports.records import curve, group_runs, on_common_range, read_run
 
@@ -176,6 +183,7 @@ def test_two_games_are_two_panels_and_the_caption_says_what_was_done(tmp_path: P
 def test_lines_of_a_chart_are_told_apart(tmp_path: Path) -> None:
     """By colour or dashes, the eighth method's from the first's too, whether trained or played."""
     assert len({line_style(index) for index in range(21)}) == 21
+    assert len({(line_style(index)[0], marker_of(index)) for index in range(49)}) == 49
     runs = [write_run(tmp_path / f"{i}", seed=0, preset=f"method{i}") for i in range(8)]
     for metric in ("return", "eval"):
         plot_runs(runs, tmp_path / "curves.svg", metric=metric)

@@ -54,6 +54,12 @@ def line_style(index: int) -> tuple[str, str]:
     return COLOURS[colour], DASHES[turn % len(DASHES)]
 
 
+def marker_of(index: int) -> str:
+    """Of a chart's points, which no dashes tell apart: another at each return of a colour."""
+    turn, place = divmod(index, len(MARKERS))
+    return MARKERS[(place + turn) % len(MARKERS)]
+
+
 def plot_runs(
     directories: Sequence[Path],
     out: Path,
@@ -278,7 +284,7 @@ def _draw_evaluations(
         xs,
         mean,
         yerr=[np.maximum(mean - low, 0), np.maximum(high - mean, 0)],
-        marker=MARKERS[index % len(MARKERS)],
+        marker=marker_of(index),
         color=colour,
         linestyle=dashes if joined else "none",
         markersize=5,

@@ -322,9 +322,11 @@ def _minatar(entries: Sequence[Entry]) -> str:
         return "No MinAtar result is published yet."
     games = "/".join(map(str, sorted({entry.eval.episodes for entry in entries})))
     epsilons = "/".join(f"{e:g}" for e in sorted({entry.eval.epsilon for entry in entries}))
+    comparisons = compare(entries)
+    several = len({comparison.variant for comparison in comparisons}) > 1
     return "\n\n".join(
         [
-            *(_comparison(comparison) for comparison in compare(entries)),
+            *(_comparison(comparison, name_variant=several) for comparison in comparisons),
             "Returns are of the final network, over "
             f"{games} games for each seed at epsilon {epsilons}: the mean over seeds\n"
             "and its 95% interval, bootstrapped over seeds, or over games where there is one seed. "
@@ -335,8 +337,8 @@ def _minatar(entries: Sequence[Entry]) -> str:
     )
 
 
-def _comparison(comparison: Comparison) -> str:
-    of_variant = "" if comparison.variant == "default" else f", {comparison.variant}"
+def _comparison(comparison: Comparison, *, name_variant: bool) -> str:
+    of_variant = f", {comparison.variant}" if name_variant else ""
     header = ("game", "agent", "steps", "return", "seeds", "published", "ours to it", "z")
     rows = [_minatar_row(score, comparison.total_steps) for score in comparison.scores]
     parts = [
