@@ -1,19 +1,24 @@
 """Updates per second with and without torch.compile (``--compile``), of this package alone.
 
-Each line: one learner on random batches, warmed up, the median of several timings in turn.
+One learner of each kind on random batches, warmed up; the two take turns in every repeat.
+
+    python benchmarks/compile.py --json benchmarks/results/my-machine.json
 """
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 import tyro
+from report import Table, alternately, by_kind, keep, origin, ratios, show, spread
 
 from classicrl.algorithms.dqn import DQNLearner
-from classicrl.machine import choose_device, compile_networks, describe, set_threads
+from classicrl.command_line import exit_with, require_positive
+from classicrl.errors import UserError
+from classicrl.machine import choose_device, compile_networks, set_threads
 from classicrl.networks import atari_q_network, minatar_q_network, vector_q_network
 from classicrl.types import Transition
 
@@ -26,63 +31,105 @@ class Config:
     """Where the learners compute."""
     threads: int = 0
     """CPU threads; 0: all that this process may use."""
-    seconds: float = 3.0
-    """Of each timing."""
-    rounds: int = 5
-    """Timings of each; their median counts."""
+    updates: int = 60
+    """Of each learner in a repeat."""
+    repeats: int = 7
+    """Of the whole comparison."""
+    cases: tuple[str, ...] = ("atari-small", "atari-nature", "minatar", "cartpole")
+    """Networks."""
+    json: Path | None = None
+    """Keep the result in this file; other benchmarks' results in it stay."""
 
 
-CASES: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...], torch.dtype, int]] = {
-    # network, shape of an observation (members first), its dtype, actions
-    "Atari, small torso, batch 32": (
-        lambda: atari_q_network("small", "dueling", 6),
-        (32, 4, 84, 84),
-        torch.uint8,
-        6,
+class Case(NamedTuple):
+    """What is learned by whom."""
+
+    words: str
+    build: Callable[[], torch.nn.Module]
+    shape: tuple[int, ...]  # of a batch of observations; members first
+    dtype: torch.dtype
+    num_actions: int
+
+
+CASES = {
+    "atari-small": Case(
+        "Atari, small torso, batch 32",
+        lambda: atari_q_network("small", "dueling", 6), (32, 4, 84, 84), torch.uint8, 6,
     ),
-    "Atari, Nature torso, batch 32": (
-        lambda: atari_q_network("nature", "dueling", 6),
-        (32, 4, 84, 84),
-        torch.uint8,
-        6,
+    "atari-nature": Case(
+        "Atari, Nature torso, batch 32",
+        lambda: atari_q_network("nature", "dueling", 6), (32, 4, 84, 84), torch.uint8, 6,
     ),
-    "MinAtar, 5 seeds, batch 32": (
+    "minatar": Case(
+        "MinAtar, 5 seeds, batch 32",
         lambda: minatar_q_network("behaviour", 4, 6, seeds=range(5)),
-        (5, 32, 10, 10, 4),
-        torch.uint8,
-        6,
+        (5, 32, 10, 10, 4), torch.uint8, 6,
     ),
-    "CartPole, 3 seeds, batch 64": (
-        lambda: vector_q_network("behaviour", 4, 2, seeds=range(3)),
-        (3, 64, 4),
-        torch.float32,
-        2,
+    "cartpole": Case(
+        "CartPole, 3 seeds, batch 64",
+        lambda: vector_q_network("behaviour", 4, 2, seeds=range(3)), (3, 64, 4), torch.float32, 2,
     ),
-}
+}  # fmt: skip
 
 
-def main(config: Config) -> None:
-    """Measures and prints a table."""
+def measure(config: Config) -> dict[str, Any]:
+    """Times both learners of every case; returns the result as it is kept in JSON."""
     device = choose_device(config.device)
     set_threads(config.threads)
-    print(f"torch {torch.__version__}, {describe(device)}")
-    print("| updates of | plain, 1/s | compiled, 1/s | ratio | first calls, s |")
-    print("|---|---|---|---|---|")
-    for name, (build, shape, dtype, num_actions) in CASES.items():
+    cases: dict[str, Any] = {}
+    for name in config.cases:
+        case = CASES[name]
         torch.compiler.reset()
-        plain, compiled = (DQNLearner(build().to(device), double=True) for _ in range(2))
+        plain, compiled = (DQNLearner(case.build().to(device), double=True) for _ in range(2))
         compile_networks(compiled.online, compiled.target)
-        batch = random_batch(shape, dtype, num_actions, device)
+        batch = random_batch(case.shape, case.dtype, case.num_actions, device)
         began = time.perf_counter()
-        for _ in range(3):
-            compiled.update(batch)
+        update(compiled, batch, 3)
         first = time.perf_counter() - began
-        rates: dict[str, list[float]] = {"plain": [], "compiled": []}
-        for _ in range(config.rounds):
-            for which, learner in (("plain", plain), ("compiled", compiled)):
-                rates[which].append(rate(learner, batch, config.seconds))
-        a, b = (statistics.median(rates[which]) for which in ("plain", "compiled"))
-        print(f"| {name} | {a:.0f} | {b:.0f} | {b / a:.2f} | {first:.0f} |", flush=True)
+        update(plain, batch, 3)
+        jobs = [
+            lambda learner=learner, batch=batch: update(learner, batch, config.updates)
+            for learner in (plain, compiled)
+        ]
+        timings = alternately(jobs, device, config.repeats)
+        of_kind = {
+            kind: by_kind(timed) for kind, timed in zip(("plain", "compiled"), timings, strict=True)
+        }
+        cases[name] = {"first_seconds": first, **of_kind}
+        print(f"{name}: done", flush=True)
+    return {**origin(config, device), "cases": cases}
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """What a result says, as text."""
+    config = result["config"]
+    rows = []
+    for name, timed in result["cases"].items():
+        plain, compiled = (timed[kind]["wall_seconds"] for kind in ("plain", "compiled"))
+        rows.append(
+            (
+                CASES[name].words,
+                *(spread([config["updates"] / s for s in side], 1) for side in (plain, compiled)),
+                spread(ratios(plain, compiled), 2),
+                f"{timed['first_seconds']:.1f}",
+            )
+        )
+    title = f"{result['threads']} thread(s): median (range) of {config['repeats']} repeats"
+    header = ("updates of", "plain, 1/s", "compiled, 1/s", "compiled over plain", "first calls, s")
+    return [Table(title, header, rows, ("A ratio above 1 is in favour of compiling.",))]
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measures, prints, keeps."""
+    require_positive(config, may_be_zero={"threads"})
+    if unknown := set(config.cases) - set(CASES):
+        raise UserError(f"--cases {' '.join(sorted(unknown))}: there are {', '.join(CASES)}")
+    result = measure(config)
+    show(tables(result))
+    if config.json is not None:
+        keep(config.json, "compile", result)
+        print(f"kept in {config.json}; python benchmarks/report.py writes docs/performance.md")
+    return result
 
 
 def random_batch(
@@ -101,15 +148,11 @@ def random_batch(
     )
 
 
-def rate(learner: DQNLearner, batch: Transition, seconds: float) -> float:
-    """Updates per second."""
-    count, began = 0, time.perf_counter()
-    while (spent := time.perf_counter() - began) < seconds:
-        metrics = learner.update(batch)
-        float(metrics["loss"][..., 0].sum())  # waits for the device
-        count += 1
-    return count / spent
+def update(learner: DQNLearner, batch: Transition, count: int) -> None:
+    """So many updates on the same batch."""
+    for _ in range(count):
+        learner.update(batch)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    exit_with(main, tyro.cli(Config, description=__doc__))

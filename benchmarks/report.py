@@ -204,6 +204,7 @@ def main(config: Config) -> None:
     import atari_dqn
     import beside_deepxube
     import busy_machine
+    import compile as compiled  # the name of a builtin
     import linear_layers
     import ppo_rnd_atari
     import replay
@@ -230,6 +231,7 @@ def main(config: Config) -> None:
         beside_deepxube,
         symphony,
         busy_machine,
+        compiled,
     ):
         name = benchmark.__name__
         blocks = [

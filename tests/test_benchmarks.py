@@ -27,6 +27,7 @@ MODULES = (
     "atari_dqn",
     "beside_deepxube",
     "busy_machine",
+    "compile",
     "control_comparison",
     "cube_solver",
     "linear_layers",
@@ -252,6 +253,28 @@ def test_updates_alone_and_beside_a_busy_process(tmp_path: Path) -> None:
     kinds = ["1 threads", "1 threads, GOMP_SPINCOUNT=1000", "1 thread"]
     assert [row[0] for row in table.rows] == kinds
     assert all(float(row[1].split()[0]) > 0 for row in table.rows)
+
+
+def test_compiled_beside_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling itself is left out here: it takes long."""
+    module = load("compile")
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(module, "compile_networks", lambda *networks: compiled.extend(networks))
+    kept = tmp_path / "machine.json"
+    config = module.Config(cases=("cartpole",), threads=1, updates=2, repeats=3, json=kept)
+    module.main(config)
+    assert len(compiled) == 2
+    result = json.loads(kept.read_text())["compile"]
+    (table,) = module.tables(result)
+    ((words, plain, _, ratio, _),) = table.rows
+    of_kind = result["cases"]["cartpole"]
+    seconds = {kind: of_kind[kind]["wall_seconds"] for kind in ("plain", "compiled")}
+    assert words == "CartPole, 3 seeds, batch 64" and len(seconds["plain"]) == 3
+    assert plain.split()[0] == f"{2 / sorted(seconds['plain'])[1]:,.1f}"
+    middle = sorted(a / b for a, b in zip(seconds["plain"], seconds["compiled"], strict=True))[1]
+    assert ratio.split()[0] == f"{middle:,.2f}"
+    with pytest.raises(UserError, match="--cases pong: there are atari-small, "):
+        module.main(dataclasses.replace(config, cases=("pong",)))
 
 
 def test_linear_layers_side_by_side(tmp_path: Path) -> None:
