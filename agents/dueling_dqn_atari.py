@@ -270,7 +270,6 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
         info={"versions": software},
         say=progress.say,
     )
-    refill_left = 0
     if state.resume():
         obs = envs.observation()
         if isinstance(envs, AtariVector):
@@ -278,8 +277,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             replay.break_streams()
             episodes.begin_new_episodes()
         if len(replay) == 0:
-            refill_left = min(config.first_update_steps, count.step)
-            progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
+            count.refill_left_steps = min(config.first_update_steps, count.step)
+            progress.say(
+                f"the checkpoint has no replay: {count.refill_left_steps:,} steps refill it first"
+            )
     else:
         obs = envs.reset()
         if config.init_from is not None:
@@ -314,7 +315,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
 
             # While the emulators run, the learner learns from what is in the replay already.
             due = crossings(before, after, config.update_period_steps)
-            if due and before >= config.first_update_steps and not refill_left:
+            if due and before >= config.first_update_steps and not count.refill_left_steps:
                 metrics = learner.update(replay.sample(due * config.batch_size), num_updates=due)
                 means.add(metrics)
                 grad_norms.append(metrics["grad_norm"])
@@ -331,8 +332,10 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             )
             obs = result.obs
             episodes.add(result.reward, result.ended)
-            if refill_left:  # these steps make up for others that the run has counted already
-                refill_left = max(0, refill_left - config.num_envs)
+            if (
+                count.refill_left_steps
+            ):  # these steps make up for others that the run has counted already
+                count.refill_left_steps = max(0, count.refill_left_steps - config.num_envs)
                 count.refill_steps += config.num_envs
                 continue
 

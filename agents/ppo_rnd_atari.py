@@ -414,6 +414,8 @@ def train(config: Config, run: Run, stop: StopRequest, ranks: Ranks) -> dict[str
         rollout.begin_new_episodes(observations())
         state.save()  # the statistics are not to be gathered again
     progress.begin_at(count.step)
+    if config.anneal_learning_rate and config.total_steps > (config.anneal_steps or 0):
+        say(f"warning: from step {config.anneal_steps:,} on the learning rate is 0")
     log = None
     if ranks.is_first:
         log = MetricsLog(

@@ -30,7 +30,6 @@ from typing import Any, Literal
 
 from classicrl.command_line import (
     exit_with,
-    expects_gpu,
     may_change,
     not_recorded,
     parse,
@@ -79,7 +78,7 @@ class Config:
     """Actions are the middle of the environment's range +- this. Default: half the range. Nothing
     is clipped: MuJoCo clamps what it applies, but a control cost sees the action itself."""
     end_noise_only: bool = False
-    """In the last 50 steps before an episode would be cut, only noise acts, so that a robot falls
+    """In the last 51 steps before an episode would be cut, only noise acts, so that a robot falls
     and an end is stored. For tasks whose episodes end by falling."""
     obs_norm: bool = False
     """Standardise observations by the warm-up's mean and deviation. Off in the paper."""
@@ -192,7 +191,7 @@ def resolve(config: Config) -> Config:
 
 
 if __name__ == "__main__":  # before torch is imported, so that --help answers at once
-    command_line = parse(PRESETS, "gpu" if expects_gpu() else "default", __doc__ or "")
+    command_line = parse(PRESETS, "default", __doc__ or "")
 
 import contextlib
 
@@ -244,6 +243,8 @@ def main(config: Config) -> dict[str, Any]:
     )
     with Run(directory, overwrite=config.overwrite) as run, StopRequest() as stop:
         config = run.configure(config, resolve)
+        if not config.heads_per_critic:
+            raise UserError(f"--hidden {config.hidden} leaves critics without heads: 4 or more")
         summary = run.summary
         if summary is None or summary["total_steps"] < config.total_steps:
             summary = train(config, run, stop)

@@ -291,7 +291,6 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         info={"versions": software},
         say=progress.say,
     )
-    refill_left = 0
     if state.resume():
         obs = envs.observation()
         if not envs.resumed_exactly:  # new episodes have begun, and nothing spans the break
@@ -299,8 +298,10 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
             for of_seed in episodes:
                 of_seed.begin_new_episodes()
         if len(replays) == 0:
-            refill_left = min(config.first_update_steps, count.step)
-            progress.say(f"the checkpoint has no replay: {refill_left:,} steps refill it first")
+            count.refill_left_steps = min(config.first_update_steps, count.step)
+            progress.say(
+                f"the checkpoint has no replay: {count.refill_left_steps:,} steps refill it first"
+            )
     else:
         obs = envs.reset()
         if config.init_from is not None:
@@ -362,8 +363,10 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
             for k, of_seed in enumerate(episodes):
                 own = slice(k * N, (k + 1) * N)
                 of_seed.add(result.reward[own], result.ended[own])
-            if refill_left:  # these steps make up for others that the run has counted already
-                refill_left = max(0, refill_left - N)
+            if (
+                count.refill_left_steps
+            ):  # these steps make up for others that the run has counted already
+                count.refill_left_steps = max(0, count.refill_left_steps - N)
                 count.refill_steps += N
                 continue
 

@@ -78,7 +78,8 @@ class Run:
             raise UserError(
                 f"cannot write to {directory} ({error.strerror}): choose another --run-dir"
             ) from error
-        if shutil.disk_usage(directory).free < _MIN_FREE_BYTES:
+        begun = (directory / CONFIG_FILE).exists()  # it goes on without checkpoints if it must
+        if not begun and shutil.disk_usage(directory).free < _MIN_FREE_BYTES:
             self._lock.close()
             self._take_away()
             raise UserError(
@@ -118,10 +119,12 @@ class Run:
         path = self.directory / CONFIG_FILE
         # A configuration that was refused before anything was made of it binds nobody.
         if not path.exists() or not self._begun():
+            open_fields = [name for name, value in as_json(config).items() if value is None]
             config = resolve(config)
             record: dict[str, Any] = {
                 "config": as_json(config),
                 "sha256": _sha256(as_json(config)),
+                "derived": open_fields,  # not given, and filled in since, as far as they are
                 "run": secrets.token_hex(8),  # its checkpoints say so, too
                 "versions": versions(),
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -130,15 +133,20 @@ class Run:
             write_json(path, record)
             return config
         record, changed, derived = self._compared(config)
-        if changed and self._finished(config):
+        done = self.summary
+        if self._finished(config):
             self._not_used = _in_words(config, record["config"], changed)
-        elif changed:
+        elif changed or done is not None:
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            record["changes"].append({"at": when, "fields": changed})
+            change: dict[str, Any] = {"at": when, "fields": changed}
+            if done is not None:  # of weights that are about to change
+                change["summary"] = done
+            record["changes"].append(change)
             record["config"] |= changed
             if "sha256" in record:
                 record["sha256"] = _sha256(record["config"])
             write_json(path, record)
+            (self.directory / SUMMARY_FILE).unlink(missing_ok=True)
         return dataclasses.replace(config, **_from_json(type(config), derived))  # type: ignore[type-var]
 
     def _compared(self, config: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -164,8 +172,14 @@ class Run:
             # A run of a version that had no such setting did what its default does.
             if new == old or (name not in recorded and new == fields[name].default):
                 continue
-            if new is None:
+            if new is None and (
+                name in record.get("derived", [name])
+                or "Path" in str(fields[name].type)  # of an input, which need not be given again
+                or fields[name].metadata.get("may_change", False)
+            ):
                 derived[name] = old
+            elif new is None:
+                differing.append(f"{name} is not given, was {old}")
             elif fields[name].metadata.get("may_change", False):
                 changed[name] = new
             else:

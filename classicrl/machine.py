@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from classicrl.cpus import available_cpus
+from classicrl.cpus import available_cpus, group_memory
 from classicrl.errors import UserError
 
 
@@ -72,13 +72,14 @@ def available_memory(device: torch.device) -> int:
     """Memory that can still be allocated on a device, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # all there is
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+                free = int(line.split()[1]) * 1024
     except FileNotFoundError:  # not Linux
         pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # all there is
+    return int(min(free, group_memory()))
 
 
 def require_memory(nbytes: int, device: torch.device, *, what: str, flag: str) -> None:

@@ -36,6 +36,8 @@ class Counters:
     """When the agent was evaluated last."""
     refill_steps: int = 0
     """Decisions that only refilled a replay which a checkpoint had left out; not in ``step``."""
+    refill_left_steps: int = 0
+    """Decisions until it is full enough, for a run that was ended before."""
     seconds: float = 0.0
     """Wall time of the earlier processes, up to the checkpoint that this one began with."""
 
@@ -46,7 +48,8 @@ class Counters:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Sets the fields."""
         for field in dataclasses.fields(self):
-            setattr(self, field.name, state[field.name])
+            if field.name in state or field.name != "refill_left_steps":  # older ones lack it
+                setattr(self, field.name, state[field.name])
 
 
 class TrainingState:

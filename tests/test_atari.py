@@ -11,7 +11,6 @@ from script_process import CI
 
 pytest.importorskip("ale_py")
 
-from classicrl.cpus import available_cpus
 from classicrl.envs.atari import (
     PROTOCOLS,
     AtariProtocol,
@@ -502,31 +501,6 @@ def test_nothing_is_printed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_available_cpus_heeds_quotas(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
-    membership = tmp_path / "membership"
-    assert available_cpus(membership, tmp_path) == 12  # no such file
-    group = tmp_path / "outer" / "inner"
-    group.mkdir(parents=True)
-    membership.write_text("4:memory:/elsewhere\n0::/outer/inner\n")
-    assert available_cpus(membership, tmp_path) == 12
-    (group / "cpu.max").write_text("max 100000\n")
-    assert available_cpus(membership, tmp_path) == 12
-    (tmp_path / "outer" / "cpu.max").write_text("550000 100000\n")
-    assert available_cpus(membership, tmp_path) == 5
-    (group / "cpu.max").write_text("50000 100000\n")
-    assert available_cpus(membership, tmp_path) == 1
-
-    old = tmp_path / "cpu,cpuacct" / "box"
-    old.mkdir(parents=True)
-    membership.write_text("2:cpu,cpuacct:/box\n")
-    (old / "cpu.cfs_period_us").write_text("100000\n")
-    (old / "cpu.cfs_quota_us").write_text("-1\n")
-    assert available_cpus(membership, tmp_path) == 12
-    (old / "cpu.cfs_quota_us").write_text("300000\n")
-    assert available_cpus(membership, tmp_path) == 3
 
 
 def test_ids_are_those_of_gymnasium() -> None:

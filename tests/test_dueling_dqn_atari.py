@@ -402,8 +402,12 @@ def test_nothing_spans_the_break_of_a_resumed_vector_run(
     assert (rows.back[6:9] > 0).all()
 
 
+@pytest.mark.parametrize("ended_again", [False, True])
 def test_a_checkpoint_without_replay_is_refilled_before_it_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ended_again: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     # At a step before which an update is due: it must wait for the refill.
     with monkeypatch.context() as patch:
@@ -421,7 +425,13 @@ def test_a_checkpoint_without_replay_is_refilled_before_it_goes_on(
 
     monkeypatch.setattr(script.ReplayBuffer, "sample", noting)
     capsys.readouterr()
-    summary = run(tmp_path, checkpoint_replay="none")
+    if ended_again:  # while it refills; the few rows are saved, and are not all that is needed
+        with monkeypatch.context() as patch:
+            after_calls(patch, script.ReplayBuffer, "add", 15, interrupt(signal.SIGTERM))
+            with pytest.raises(SystemExit):
+                run(tmp_path)
+        assert newest_checkpoint(tmp_path).step == 79 and not sizes
+    summary = run(tmp_path, checkpoint_replay="full" if ended_again else "none")
     assert "the checkpoint has no replay: 40 steps refill it first" in capsys.readouterr().err
     assert sizes[0] >= 40
     assert summary["refill_steps"] == 40

@@ -127,9 +127,11 @@ def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     class Usage(NamedTuple):
         free: int
 
+    configure(tmp_path / "begun")
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(2**20))
     with pytest.raises(UserError, match="256 MiB"):
         Run(tmp_path)
+    configure(tmp_path / "begun")  # goes on, and its checkpoints wait
 
 
 OWN = ["config.json", "metrics.csv", "evaluations.csv", "summary.json", "video.gif"]
@@ -224,6 +226,17 @@ def test_recorded_values_come_back_as_what_they_were(tmp_path: Path) -> None:
     assert settings.teacher == Path("x/y") and settings.sizes == (3, 4)
 
 
+def test_a_setting_that_was_given_must_be_given_again(tmp_path: Path) -> None:
+    """Left open, it would be another run's: that of the default."""
+    configure(tmp_path, decay_steps=70)
+    with pytest.raises(UserError, match="decay_steps is not given, was 70"):
+        configure(tmp_path)
+    assert configure(tmp_path, decay_steps=70).decay_steps == 70
+    configure(tmp_path / "open")
+    assert configure(tmp_path / "open", decay_steps=100).decay_steps == 100  # what was derived
+    assert configure(tmp_path / "open").decay_steps == 100
+
+
 def test_a_preset_that_differs_is_named_as_the_way_to_continue(tmp_path: Path) -> None:
     """It may have been chosen by the machine that the run began on."""
 
@@ -275,7 +288,14 @@ def test_a_finished_run_records_only_what_prolongs_it(tmp_path: Path) -> None:
             assert "not used" not in run.closing_lines(SUMMARY)
         assert (tmp_path / "config.json").read_text() == before
     configure(tmp_path, total_steps=600, log_period_steps=10)
-    assert read_json(tmp_path / "config.json")["config"]["log_period_steps"] == 10
+    record = read_json(tmp_path / "config.json")
+    assert record["config"]["log_period_steps"] == 10
+    # The score is of weights that are about to change: it is kept, but not as the run's.
+    assert not (tmp_path / "summary.json").exists()
+    [change] = record["changes"]
+    assert change["summary"] == SUMMARY
+    configure(tmp_path, total_steps=600, log_period_steps=10)
+    assert len(read_json(tmp_path / "config.json")["changes"]) == 1
 
 
 def test_derived_values_keep_their_length_when_the_run_gets_longer(tmp_path: Path) -> None:

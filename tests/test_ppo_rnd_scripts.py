@@ -337,9 +337,9 @@ def test_the_taylor_weight_is_that_of_the_step_of_the_episode(
 
 
 def test_the_learning_rate_falls_over_its_own_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Prolonging the run does not raise it again."""
+    """Prolonging the run does not raise it again, which is said."""
     rates: list[float] = []
     update = PPOLearner.update
 
@@ -349,7 +349,9 @@ def test_the_learning_rate_falls_over_its_own_steps(
 
     monkeypatch.setattr(PPOLearner, "update", noting)
     run("ppo_rnd_atari", tmp_path, anneal_learning_rate=True, total_steps=24)
+    assert "learning rate is 0" not in capsys.readouterr().err
     run("ppo_rnd_atari", tmp_path, anneal_learning_rate=True, total_steps=36)
+    assert "warning: from step 24 on the learning rate is 0" in capsys.readouterr().err
     assert rates == pytest.approx([1e-4, 0.75e-4, 0.5e-4, 0.25e-4, 0.0, 0.0])
 
 

@@ -235,6 +235,7 @@ def test_observations_that_are_not_finite_end_the_run(
         ({"num_envs": 3}, "multiple of --num-envs"),
         ({"gamma": 1.5}, "--gamma must be at most 1"),
         ({"learning_rate": -1.0}, "--learning-rate must be positive"),
+        ({"hidden": 3, "heads_per_critic": None}, "--hidden 3 leaves critics without heads"),
         ({"device": "cuda"}, "no CUDA"),
     ],
 )

@@ -26,7 +26,7 @@ pytest.importorskip("ale_py")
 from classicrl.algorithms.dqn import FAMILY, DQNLearner
 from classicrl.checkpoint import checkpoint_paths, load_model, read_checkpoint
 from classicrl.errors import RunFailure, UserError
-from classicrl.loggers import read_csv
+from classicrl.loggers import EpisodeStatistics, read_csv
 from classicrl.reports.plots import plot_runs
 from classicrl.reports.records import read_run
 
@@ -362,8 +362,16 @@ def test_a_checkpoint_without_replay_is_refilled(
         with pytest.raises(SystemExit):
             case.run(tmp_path, checkpoint_replay="none")
     assert not (case.shared(tmp_path) / "checkpoints" / "replay").exists()
-    summary = case.run(tmp_path, checkpoint_replay="none")
+    with monkeypatch.context() as patch:  # again while it refills; now the few rows are saved
+        after_calls(
+            patch, EpisodeStatistics, "add", 9, lambda: os.kill(os.getpid(), signal.SIGTERM)
+        )
+        with pytest.raises(SystemExit):
+            case.run(tmp_path)
     assert "40 steps refill it first" in capsys.readouterr().err
+    state = read_checkpoint(checkpoint_paths(case.shared(tmp_path) / "checkpoints")[-1]).state
+    assert 0 < state["count"]["refill_left_steps"] < 40 and "replays" in state
+    summary = case.run(tmp_path)
     assert summary["refill_steps"] == 40
 
 
