@@ -49,8 +49,8 @@ class Config:
     num_seeds: int = 5
     """Seeds trained side by side: seed, seed + 1, ..."""
     num_envs: int = 1
-    """Games played side by side, for each seed. Runs of dqn and dueling with four ended lower on
-    Seaquest (docs/va_results.md)."""
+    """Games played side by side, for each seed. With four, runs of three members ended lower
+    (docs/va_results.md)."""
     device: Literal["auto", "cpu", "cuda"] = may_change("auto")
     """auto: the GPU if there is one."""
     threads: int = may_change(0)
