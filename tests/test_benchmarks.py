@@ -244,6 +244,9 @@ def test_cost_of_the_family(tmp_path: Path) -> None:
     assert table.rows[1][-1] == "1.000 (1.000-1.000)"  # dueling beside itself
 
 
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.timeout(180)  # six processes import torch, half of them beside a busy one
 def test_updates_alone_and_beside_a_busy_process(tmp_path: Path) -> None:
     busy_machine = load("busy_machine")
     kept = tmp_path / "machine.json"
