@@ -332,9 +332,8 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, Any]:
             )
             obs = result.obs
             episodes.add(result.reward, result.ended)
-            if (
-                count.refill_left_steps
-            ):  # these steps make up for others that the run has counted already
+            # Steps of a refill make up for others that the run has counted already.
+            if count.refill_left_steps:
                 count.refill_left_steps = max(0, count.refill_left_steps - config.num_envs)
                 count.refill_steps += config.num_envs
                 continue

@@ -366,9 +366,8 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
             for k, of_seed in enumerate(episodes):
                 own = slice(k * N, (k + 1) * N)
                 of_seed.add(result.reward[own], result.ended[own])
-            if (
-                count.refill_left_steps
-            ):  # these steps make up for others that the run has counted already
+            # Steps of a refill make up for others that the run has counted already.
+            if count.refill_left_steps:
                 count.refill_left_steps = max(0, count.refill_left_steps - N)
                 count.refill_steps += N
                 continue

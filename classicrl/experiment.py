@@ -78,8 +78,9 @@ class Run:
             raise UserError(
                 f"cannot write to {directory} ({error.strerror}): choose another --run-dir"
             ) from error
-        begun = (directory / CONFIG_FILE).exists()  # it goes on without checkpoints if it must
-        if not begun and shutil.disk_usage(directory).free < _MIN_FREE_BYTES:
+        # A run that is there goes on, without checkpoints if it must.
+        begins = overwrite or not (directory / CONFIG_FILE).exists()
+        if begins and shutil.disk_usage(directory).free < _MIN_FREE_BYTES:
             self._lock.close()
             self._take_away()
             raise UserError(

@@ -132,6 +132,9 @@ def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="256 MiB"):
         Run(tmp_path)
     configure(tmp_path / "begun")  # goes on, and its checkpoints wait
+    with pytest.raises(UserError, match="256 MiB"):
+        Run(tmp_path / "begun", overwrite=True)
+    assert (tmp_path / "begun" / "config.json").exists()
 
 
 OWN = ["config.json", "metrics.csv", "evaluations.csv", "summary.json", "video.gif"]
