@@ -82,9 +82,9 @@ def spy_on_infos(env: AtariVector) -> list[dict]:
 @pytest.mark.parametrize(
     ("game", "steps", "games_at_least", "scores", "loses_lives"),
     [
-        ("Pong", 1500, 1, True, False),  # knows no lives
-        ("Breakout", 900, 3, True, True),
-        pytest.param("Seaquest", 900, 1, True, True, marks=CI),
+        pytest.param("Pong", 1500, 1, True, False, marks=CI),  # knows no lives
+        pytest.param("Breakout", 900, 3, True, True, marks=CI),
+        ("Seaquest", 900, 1, True, True),
         pytest.param("SpaceInvaders", 900, 1, True, True, marks=CI),
         pytest.param("MontezumaRevenge", 1300, 1, False, True, marks=CI),
         ("AirRaid", 300, 0, True, False),  # 250 lines instead of 210

@@ -598,6 +598,8 @@ def peer() -> None:
         pytest.importorskip(name)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_both_sides_of_dqn_do_the_same(peer: None) -> None:
     atari_dqn = load("atari_dqn")
     result = atari_dqn.measure(tiny_dqn(num_envs=(6,)))
@@ -651,6 +653,8 @@ def test_replays_hold_the_same_transitions(peer: None) -> None:
     assert bytes_each[0] * 3 < bytes_each[2] < bytes_each[1] / 1.9
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_ppo_with_rnd_beside_a_plain_loop(tmp_path: Path) -> None:
     pytest.importorskip("ale_py")
     ppo, kept = load("ppo_rnd_atari"), tmp_path / "machine.json"

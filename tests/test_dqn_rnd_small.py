@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from script_process import after_calls, command_line, load_script
+from script_process import CI, after_calls, command_line, load_script
 
 from classicrl.algorithms.dqn import DQNLearner
 from classicrl.algorithms.rnd import RND
@@ -37,7 +37,7 @@ def run(directory: Path, **settings: Any) -> dict[str, Any]:
     return summary
 
 
-@pytest.mark.parametrize("member", ["dueling", "va"])
+@pytest.mark.parametrize("member", [pytest.param("dueling", marks=CI), "va"])
 def test_what_is_learned_from(member: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[Any] = []
     update = DQNLearner.update

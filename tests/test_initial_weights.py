@@ -66,7 +66,7 @@ def test_every_training_script_is_here() -> None:
     assert {small.script for small in ALL} == {p.stem for p in AGENTS.glob("*.py")} - others
 
 
-@pytest.mark.parametrize("small", scripts(ci=("ppo_rnd_atari",)))
+@pytest.mark.parametrize("small", scripts(ci=("ppo_rnd_atari", "dueling_dqn_atari")))
 def test_a_run_begins_with_the_weights_and_with_nothing_else(
     small: Small, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +78,7 @@ def test_a_run_begins_with_the_weights_and_with_nothing_else(
     assert not all(torch.equal(without[0][n], t) for n, t in weights(source).items())
 
 
-@pytest.mark.parametrize("small", scripts(ci=("ppo_rnd_atari",)))
+@pytest.mark.parametrize("small", scripts(ci=("ppo_rnd_atari", "dueling_dqn_atari")))
 def test_a_run_trains_on_and_its_configuration_says_from_what(
     small: Small, finished: Finished, tmp_path: Path
 ) -> None:

@@ -178,6 +178,8 @@ def test_the_statistics_are_not_gathered_again(
     assert counts == pytest.approx([6.0 * n + 1e-4 for n in range(4, 11)])
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_many_environments_begin_new_games_when_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +200,8 @@ def test_many_environments_begin_new_games_when_continued(
     assert seen[0].all() and not seen[1].any()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_groups_of_environments_fill_the_same_rollout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,9 +252,9 @@ def test_groups_of_environments_fill_the_same_rollout(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"policy": "gru"},
+        pytest.param({"policy": "gru"}, marks=CI),
         {"bonus": "none"},
-        {"taylor_k": 1},
+        pytest.param({"taylor_k": 1}, marks=CI),
         {"bootstrap_truncation": True, "rollout_steps": 70, "total_steps": 140},
         {"shuffle": True, "normalise_advantage": True, "max_grad_norm": 0.5, "num_minibatches": 1},
         {"anneal_learning_rate": True},

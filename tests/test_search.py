@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from script_process import CI
 from torch import Tensor
 
 from classicrl.domains import Cube3, LightsOut, Pancake, SlidingPuzzle
@@ -457,6 +458,8 @@ def test_seven_by_seven_lights_out_with_exact_q() -> None:
         check_solution(domain, start, found)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_thirty_five_pancakes_by_their_gaps() -> None:
     """The heuristic is almost exact: few more nodes than the path has, and a proof that it is
     the shortest."""
@@ -840,7 +843,7 @@ def test_a_path_that_leads_elsewhere_is_noticed() -> None:
 
 
 @best_first
-@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("depth", [pytest.param(0, marks=CI), 1, 3])
 def test_a_perimeter_leaves_costs_as_they_are(search: Search, depth: int) -> None:
     perimeter = Perimeter(PANCAKE, PANCAKE.goal, depth)
     generated = {True: 0, False: 0}

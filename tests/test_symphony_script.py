@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from script_process import after_calls, command_line, load_script
+from script_process import CI, after_calls, command_line, load_script
 from trees import assert_same_tree
 
 pytest.importorskip("mujoco")
@@ -122,7 +122,7 @@ def test_stopped_and_continued_changes_nothing(
     "settings",
     [
         {"member": "s2", "env_id": "Pendulum-v1", "num_envs": 2, "obs_norm": True},
-        {"env_id": "Ant-v5", "end_noise_only": True, "action_scale": 1.5},
+        pytest.param({"env_id": "Ant-v5", "end_noise_only": True, "action_scale": 1.5}, marks=CI),
     ],
     ids=["pendulum", "ant"],
 )

@@ -182,6 +182,8 @@ def test_a_fitted_centre_rests_where_the_right_mu_does() -> None:
         assert slope(raw, (mu * raw).sum(), (mu * y).sum() + 0.1) > 1e-2
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("centring", ["behaviour", "fitted"])
 def test_heads_too_small_for_the_policy_inflate_va_but_not_with_a_fitted_centre(
     centring: Any,
