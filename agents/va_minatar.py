@@ -69,6 +69,8 @@ class Config:
     holds a seed<n> for each, each with its own; all else begins anew. A run that has a checkpoint
     continues from that."""
 
+    behaviour_hidden: int = 64
+    """Units of the layer of mu, or of va-fitted's centre; a stream has 128."""
     double: bool = False
     """Choose bootstrap actions with the online network."""
     n_steps: int = 1
@@ -114,6 +116,7 @@ if __name__ == "__main__":  # before torch is imported, so that --help answers a
 import contextlib
 import math
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -128,7 +131,7 @@ from classicrl.experiment import StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
 from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
 from classicrl.machine import choose_device, compile_networks, describe, require_memory, set_threads
-from classicrl.networks import member_state, minatar_q_network
+from classicrl.networks import QNetwork, member_state, minatar_q_network
 from classicrl.replay import MemberReplays, ReplayBuffer, replay_nbytes
 from classicrl.schedules import crossings, linear
 from classicrl.seed_group import SeedGroup
@@ -153,6 +156,11 @@ def main(config: Config) -> dict[str, Any]:
             f"{config.env_id!r} is no MinAtar game: choose MinAtar/<game>-v1, the game one of "
             + ", ".join(MINATAR_GAMES)
         )
+    if config.behaviour_hidden != Config.behaviour_hidden and not is_centred(config):
+        raise UserError(
+            f"--behaviour-hidden {config.behaviour_hidden}: {config.member} has no mu and no "
+            "fitted centre; leave it out"
+        )
     game = f"{config.env_id.replace('/', '-')}-{protocol}"
     parent = config.run_dir or Path(f"runs/{AGENT}-{config.member}/{game}")
     seeds = range(config.seed, config.seed + config.num_seeds)
@@ -163,6 +171,7 @@ def main(config: Config) -> dict[str, Any]:
         card_of(config),
         overwrite=config.overwrite,
         seeds=seeds,
+        network=lambda: network_of(config),
     )
     with SeedGroup(parent, seeds, overwrite=config.overwrite) as group, StopRequest() as stop:
         config = group.configure(config)
@@ -182,6 +191,23 @@ def card_of(config: Config) -> dict[str, str]:
         "torso": TORSO,
         "head": FAMILY[config.member].head,
     }
+
+
+def is_centred(config: Config) -> bool:
+    """Whether the member has a layer that ``behaviour_hidden`` is the width of."""
+    return FAMILY[config.member].head in ("behaviour", "fitted")
+
+
+def network_of(config: Config, seeds: int | Sequence[int] = 0) -> QNetwork:
+    """The network of the member; of several seeds, one of so many members side by side."""
+    env = GymVector(config.env_id, 1, seeds=0)
+    return minatar_q_network(
+        FAMILY[config.member].head,
+        env.obs_shape[-1],
+        env.num_actions,
+        behaviour_hidden=config.behaviour_hidden,
+        seeds=seeds,
+    )
 
 
 def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]:
@@ -211,9 +237,8 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         flag="--replay-capacity",
     )
     recipe = FAMILY[config.member]
-    network = minatar_q_network(recipe.head, envs.obs_shape[-1], envs.num_actions, seeds=seeds)
     learner = DQNLearner(
-        network.to(device),
+        network_of(config, seeds).to(device),
         learning_rate=config.learning_rate,
         adam_eps=config.adam_eps,
         double=config.double,
@@ -249,7 +274,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
 
     def evaluator_of(k: int) -> GymEvaluator:
         """Plays with the present network of one seed."""
-        alone = minatar_q_network(recipe.head, envs.obs_shape[-1], envs.num_actions).to(device)
+        alone = network_of(config).to(device)
         alone.load_state_dict(member_state(learner.online, k))
 
         @torch.no_grad()

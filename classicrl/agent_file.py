@@ -201,8 +201,14 @@ def network_of(card: AgentCard, tensors: Mapping[str, torch.Tensor]) -> tuple[Ne
     env = GymVector(card.env_id, 1, seeds=0)
     if card.head == ACTOR_CRITIC:
         return vector_actor_critic(env.obs_shape[-1], env.num_actions), env.num_actions
-    build = minatar_q_network if card.torso == "minatar" else vector_q_network
-    return build(head, env.obs_shape[-1], env.num_actions), env.num_actions
+    if card.torso == "vector":
+        return vector_q_network(head, env.obs_shape[-1], env.num_actions), env.num_actions
+    centred_by = [f"head.{name}.hidden.bias" for name in ("behaviour", "centre")]
+    widths = [len(tensors[name]) for name in centred_by if name in tensors]
+    network = minatar_q_network(
+        head, env.obs_shape[-1], env.num_actions, behaviour_hidden=max(widths, default=64)
+    )
+    return network, env.num_actions
 
 
 def protocol_named(name: str) -> AtariProtocol | GymProtocol | ControlProtocol:

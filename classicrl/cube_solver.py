@@ -261,11 +261,13 @@ class CubeSolver:
             solution = self._search(attempt, start, left, progress)
             generated += solution.num_generated
             seen = self.network.states_per_row(attempt.search)
-            evaluated += solution.num_evaluated * seen
+            evaluated += solution.num_evaluated * seen * attempt.symmetries
             network_seconds += solution.network_seconds
             stopped = solution.stopped
             if solution.solved:
                 best = solution
+                break
+            if stopped == "max_bytes":  # a wider beam would need more
                 break
         return CubeSolution(
             solved=best is not None,
@@ -317,18 +319,19 @@ class CubeSolver:
         q_function = averaged(domain, q_function, attempt.symmetries)
         name = str(attempt)
         show = None if progress is None else lambda now: progress(name, now)
+        max_bytes = _SHARE_OF_MEMORY * available_memory(start.device)
         if attempt.search == "q-beam":
             return q_beam(
                 domain, q_function, start, width=attempt.size, max_depth=attempt.max_depth,
-                max_nodes=attempt.max_nodes, max_seconds=max_seconds, perimeter=self._perimeter,
-                progress=show,
+                max_nodes=attempt.max_nodes, max_seconds=max_seconds, max_bytes=max_bytes,
+                perimeter=self._perimeter, progress=show,
             )  # fmt: skip
         search = {"qstar": qstar, "astar": astar, "deferred-astar": deferred_astar}[attempt.search]
         return search(
             domain, q_function, start, weight=attempt.weight, batch_size=attempt.size,
             stop=self.settings.stop or "bound", max_nodes=attempt.max_nodes,
-            max_seconds=max_seconds, perimeter=self._perimeter, progress=show,
-            max_bytes=_SHARE_OF_MEMORY * available_memory(start.device),
+            max_seconds=max_seconds, max_bytes=max_bytes, perimeter=self._perimeter,
+            progress=show,
         )  # fmt: skip
 
 

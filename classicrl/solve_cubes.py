@@ -5,6 +5,7 @@ Torch is imported only once there is something to solve, so that ``--help`` answ
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,8 +65,9 @@ class SolveConfig(SolveSettings):
     """So many random cubes, of 100 to 200 quarter turns each."""
     seed: int = 0
     """Of random cubes; another number of them is another draw, also at its beginning."""
-    actions: Literal[12, 156, 1884] = 12
-    """Quarter turns, and sequences of up to two or three as well."""
+    actions: Literal[12, 156, 1884] | None = None
+    """Quarter turns, and sequences of up to two or three as well. Default: those of --network, or
+    12."""
     network: Path | None = None
     """A model file or a run of qstar_cube3_train. Default: the one in the package, if there is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -99,14 +101,10 @@ def solve_cubes(config: SolveConfig) -> dict[str, Any]:
     set_threads(config.threads)
     device = choose_device(config.device)
     cubes = cubes_of(config)
-    for path in (config.json, config.html, config.gif):
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"{path.parent} is no directory: make it, or write elsewhere")
-        if path is not None and path.is_dir():
-            raise UserError(f"{path} is a directory: name a file in it")
-    network = load_network(config.network or shipped_network(config.actions), device)
+    require_outputs([path for path in (config.json, config.html, config.gif) if path is not None])
+    network = load_network(config.network or shipped_network(config.actions or 12), device)
     known = int(network.card["actions"])
-    if config.network is not None and config.actions not in (SolveConfig.actions, known):
+    if config.actions not in (None, known):
         raise UserError(
             f"--actions {config.actions}: {config.network} has {known}; leave --actions out"
         )
@@ -132,10 +130,11 @@ def solve_cubes(config: SolveConfig) -> dict[str, Any]:
             solution = solver.solve(start.to(device), show)
         solutions.append(solution)
         print(f"{number:3d}  {described(solution, config.half_turns)}", flush=True)
-    settings = {name: getattr(config, name) for name in [*names, "actions"]}
+    settings = {name: getattr(config, name) for name in names}
+    network_name = str(config.network or "of the package")
     report = {
         "cubes": [solution.as_json() for solution in solutions],
-        "settings": settings | {"network": str(config.network or "of the package")},
+        "settings": {**settings, "actions": known, "network": network_name},
     }
     write_outputs(config, cubes, solutions, report)
     if not any(solution.solved for solution in solutions):
@@ -154,6 +153,19 @@ def solve_cubes(config: SolveConfig) -> dict[str, Any]:
     if len(solved) < len(solutions):
         raise SystemExit(1)
     return report
+
+
+def require_outputs(paths: list[Path]) -> None:
+    """Refuses files that could not be written, before anything is solved."""
+    for path in paths:
+        if not path.parent.is_dir():
+            raise UserError(f"{path.parent} is no directory: make it, or write elsewhere")
+        if path.is_dir():
+            raise UserError(f"{path} is a directory: name a file in it")
+        if not os.access(path.parent, os.W_OK):
+            raise UserError(f"{path.parent} is not writable: write elsewhere")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("--json, --html and --gif need files of their own: two name the same")
 
 
 def cubes_of(config: SolveConfig) -> "list[Tensor]":

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from script_process import command_line
 
+from classicrl.checkpoint import load_model
 from classicrl.cube_solver import CubeSolution, CubeSolver, averaged, load_network, shipped_network
 from classicrl.domains.cube3 import MOVES, SOLVED, Cube3, parse_moves, to_facelets
 from classicrl.errors import UserError
@@ -152,6 +153,42 @@ def test_a_network_of_values_guides_every_search(tmp_path: Path, search: SearchN
     assert first.size == 65_536 // 126
 
 
+@pytest.mark.parametrize("search", ["qstar", "q-beam"])
+def test_what_the_network_sees_is_counted_with_its_symmetries(
+    tmp_path: Path, search: SearchName
+) -> None:
+    save_file(weights(), tmp_path / "model.safetensors", card())
+    loaded = load_network(tmp_path)
+    seen = 0
+
+    def count(module: object, arguments: tuple[torch.Tensor], output: object) -> None:
+        nonlocal seen
+        seen += len(arguments[0])
+
+    loaded.network.register_forward_hook(count)
+    settings = SolveSettings(search=search, symmetries=3, max_nodes=60, batch_size=20, perimeter=0)
+    far = Cube3(12).random_states(1, torch.Generator().manual_seed(1))[0]
+    assert CubeSolver(loaded, settings).solve(far).states_evaluated == seen > 60
+
+
+SHIPPED = {12: "cube3-12-qtm/gpu-seed0", 156: "cube3-156-qtm/taught-seed0"}
+SHIPPED[1884] = "cube3-1884-qtm/taught-seed0"
+
+
+@pytest.mark.parametrize("actions", SHIPPED)
+def test_the_networks_of_the_package_are_the_published_ones(actions: int) -> None:
+    """As float16, with the record of their training."""
+    published = Path(__file__).parents[1] / "runs/reference/qstar_cube3_train" / SHIPPED[actions]
+    mine = shipped_network(actions)
+    tensors, named = load_model(mine)
+    others, other_named = load_model(published / "model.safetensors")
+    assert tensors.keys() == others.keys() and named == other_named
+    assert all(torch.equal(tensors[n], t.half()) for n, t in others.items())
+    record = json.loads(mine.with_suffix(".json").read_text())["training"]
+    summary = json.loads((published / "summary.json").read_text())
+    assert {name: summary[name] for name in record} == record
+
+
 def test_averaging_over_symmetries_gives_symmetric_answers(tmp_path: Path) -> None:
     save_file(weights(), tmp_path / "model.safetensors", card())
     loaded = load_network(tmp_path)
@@ -187,6 +224,9 @@ def test_files_hold_what_was_found(network: Path, tmp_path: Path) -> None:
     settings = written["settings"]
     assert (settings["preset"], settings["actions"], settings["stop"]) == ("fast", 12, None)
     assert settings["network"] == str(network)
+    save_file(weights(156), tmp_path / "other.safetensors", card(156))
+    of_156 = SolveConfig(scramble="R", network=tmp_path / "other.safetensors", threads=1)
+    assert solve_cubes(of_156)["settings"]["actions"] == 156
     assert (tmp_path / "out.gif").read_bytes()[:4] == b"GIF8"
     assert "<html" in (tmp_path / "out.html").read_text()
 
@@ -324,6 +364,8 @@ BAD_SETTINGS: list[tuple[dict[str, object], str]] = [
     ({"random": 1, "json": Path("/tmp")}, "is a directory"),
     ({"random": 1, "html": Path("/tmp")}, "is a directory"),
     ({"random": 1, "gif": Path("/tmp")}, "is a directory"),
+    ({"random": 1, "json": Path("/tmp/x"), "html": Path("/tmp/x")}, "two name the same"),
+    ({"random": 1, "html": Path("/tmp/x"), "gif": Path("/tmp/../tmp/x")}, "two name the same"),
     ({"random": 1, "threads": -1}, "--threads"),
     ({"random": 1, "seed": -1}, "--seed"),
     ({"random": 1, "actions": 1884}, "leave --actions out"),
@@ -336,6 +378,15 @@ def test_bad_settings(network: Path, changes: dict[str, object], message: str) -
     with pytest.raises(UserError, match=message) as refused:
         solve_cubes(config)
     assert "\n" not in str(refused.value)
+
+
+def test_a_place_that_is_not_writable(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    config = SolveConfig(random=1, network=network, threads=1, json=tmp_path / "x.json")
+    with pytest.raises(UserError, match="is not writable: write elsewhere"):
+        solve_cubes(config)
 
 
 def without(name: str) -> Callable[[dict[str, torch.Tensor]], object]:

@@ -30,6 +30,7 @@ from classicrl.search import (
     value,
     value_of_every_action,
 )
+from classicrl.search.solution import rows_at_once
 
 Search = Callable[..., Solution]
 best_first = pytest.mark.parametrize("search", [qstar, astar, deferred_astar])
@@ -253,8 +254,10 @@ def literal_rows(noise: str, priced: bool = False) -> tuple[QFunction, dict[byte
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 @pytest.mark.parametrize("prune", [False, True])
 def test_pops_are_those_of_the_literal_algorithm(
-    noise: str, weight: float, batch_size: int, prune: bool
+    noise: str, weight: float, batch_size: int, prune: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Often too few heads at first: the others follow.
+    monkeypatch.setattr("classicrl.search.best_first._SPARE_HEADS", 0)
     function, rows = literal_rows(noise)
     for row in some_rows(pancakes(), 5, seed=batch_size):
         start, popped = pancakes().states[row], list[tuple[int, int]]()
@@ -784,6 +787,40 @@ def test_limits_that_leave_room_for_the_start_only(
     assert (found.solved, found.stopped) == (False, next(iter(limits)))
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 30])
+def test_batches_ranked_in_portions_are_those_ranked_at_once(
+    batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of many actions are ranked piece by piece, for a batch of them needs much memory."""
+    function = pancakes().function(noisy(pancakes().q, -1, 1).round(decimals=1))  # with ties
+
+    def orders() -> list[list[tuple[int, int]]]:
+        found = []
+        for row in some_rows(pancakes(), 6):
+            order: list[tuple[int, int]] = []
+
+            def note(nodes: Tensor, actions: Tensor, order: list[Any] = order) -> None:
+                order.extend(zip(nodes.tolist(), actions.tolist(), strict=True))
+
+            start = pancakes().states[row]
+            qstar(PANCAKE, function, start, weight=1.0, batch_size=batch_size, on_pop=note)
+            found.append(order)
+        return found
+
+    at_once = orders()
+    assert sum(map(len, at_once)) > 30
+    for size in (1, 17, 40):
+        monkeypatch.setattr("classicrl.search.solution._PAIRS_AT_ONCE", size)
+        assert orders() == at_once
+
+
+def test_rows_are_looked_at_in_whole_chunks() -> None:
+    assert rows_at_once(12, math.inf) == 682 * 4096  # of 33.5 million pairs
+    assert rows_at_once(1884, math.inf) == 4 * 4096
+    assert rows_at_once(1884, 4 * 24 * 1884 * 100.5) == 100
+    assert rows_at_once(1884, 1.0) == 1
+
+
 def test_a_limit_may_leave_a_path() -> None:
     """A path was found, only not the promise that none is shorter."""
     function, stopped = pancakes().function(noisy(pancakes().q, -3, 3)), set()
@@ -946,7 +983,7 @@ def test_pairs_ranked_in_portions_are_those_ranked_at_once(monkeypatch: pytest.M
 
     at_once = beams()
     for size in (1, 17, 40):
-        monkeypatch.setattr("classicrl.search.beam._MAX_PAIRS", size)
+        monkeypatch.setattr("classicrl.search.solution._PAIRS_AT_ONCE", size)
         assert beams() == at_once
 
 
@@ -997,11 +1034,18 @@ def test_a_beam_that_runs_out() -> None:
         ({"max_nodes": 20}, "max_nodes"),
         ({"max_nodes": 1}, "max_nodes"),
         ({"max_seconds": 1e-9}, "max_seconds"),
+        ({"max_bytes": 1e4}, "max_bytes"),
     ],
 )
 def test_limits_of_a_beam(limits: dict[str, float], stopped: Stopped) -> None:
     found = q_beam(Cube3(), ones(12), HARD, width=10, **limits)  # type: ignore[arg-type]
     assert (found.solved, found.stopped) == (False, stopped)
+
+
+def test_the_memory_of_a_beam_is_bounded() -> None:
+    found = q_beam(Cube3(), ones(12), HARD, width=1000, spread=12, max_bytes=3e6)
+    assert (found.solved, found.stopped, found.actions) == (False, "max_bytes", [])
+    assert 1e5 < found.num_bytes <= 3e6 and found.num_stored > 1000
 
 
 @pytest.mark.parametrize("length", [4, 5])
@@ -1058,6 +1102,7 @@ def test_dead_ends(with_perimeter: bool) -> None:
         {"max_nodes": 0},
         {"max_seconds": 0.0},
         {"max_seconds": math.nan},
+        {"max_bytes": 0.0},
     ],
     ids=str,
 )

@@ -89,16 +89,36 @@ CASES += [Case(script, m) for script in ("va_minatar", "va_classic_control") for
 SCRIPTS = [Case(script, "va") for script in SETTINGS]
 
 
-def params(cases: list[Case], ci: Callable[[Case], bool] = lambda case: False) -> list[Any]:
-    """Parameters of a test; of ``ci`` those that `make test` has no time for."""
+def params(
+    cases: list[Case],
+    ci: Callable[[Case], bool] = lambda case: False,
+    slow: Callable[[Case], bool] = lambda case: False,
+) -> list[Any]:
+    """Parameters of a test; ``ci`` and ``slow`` are those that `make test` has no time for."""
     return [
         pytest.param(
             case,
             id=str(case),
-            marks=[needs_minatar] * (case.script == "va_minatar") + [*CI] * ci(case),
+            marks=[needs_minatar] * (case.script == "va_minatar")
+            + [*CI] * ci(case)
+            + [pytest.mark.slow] * slow(case),
         )
         for case in cases
     ]
+
+
+def every_member(ci: Callable[[Case], bool] = lambda case: False) -> list[Any]:
+    """All cases: `make test` has ``va``, but for those of ``ci``; continuous integration the others
+    of classic control, too; `make test-slow` all."""
+
+    def other(case: Case) -> bool:
+        return case.member != "va"
+
+    return params(
+        CASES,
+        ci=lambda case: ci(case) or (other(case) and case.script == "va_classic_control"),
+        slow=lambda case: other(case) and case.script != "va_classic_control",
+    )
 
 
 def other_on_atari(case: Case) -> bool:
@@ -242,7 +262,9 @@ def test_stopped_and_continued_changes_nothing(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("case", params(SCRIPTS, ci=lambda c: c.script != "va_classic_control"))
+@pytest.mark.parametrize(
+    "case", every_member(ci=lambda c: c.member == "va" and c.script != "va_classic_control")
+)
 def test_killed_and_continued_changes_nothing(
     case: Case, finished: Finished, tmp_path: Path
 ) -> None:
@@ -253,7 +275,7 @@ def test_killed_and_continued_changes_nothing(
     assert_same_end(case, finished(case)[0], tmp_path)
 
 
-@pytest.mark.parametrize("case", params(SCRIPTS))
+@pytest.mark.parametrize("case", every_member())
 def test_a_finished_run_tells_its_summary(
     case: Case, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,12 +288,15 @@ def test_a_finished_run_tells_its_summary(
     assert case.run(directory) == summary
 
 
-@pytest.mark.parametrize("case", params(SCRIPTS))
+@pytest.mark.parametrize("case", every_member())
 def test_another_member_or_setting_is_refused(case: Case, finished: Finished) -> None:
+    other = "va-raw" if case.member == "rdq" else "rdq"
     with pytest.raises(UserError) as caught:
-        case.run(finished(case)[0], gamma=0.5, member="rdq")
+        case.run(finished(case)[0], gamma=0.5, member=other)
     message = str(caught.value)
-    assert "gamma is 0.5, was 0.99" in message and "member is rdq, was va" in message
+    assert (
+        "gamma is 0.5, was 0.99" in message and f"member is {other}, was {case.member}" in message
+    )
 
 
 def test_seeds_that_were_trained_with_others_are_not_written_over(tmp_path: Path) -> None:
@@ -320,7 +345,7 @@ def test_what_seeds_share_is_not_played_but_a_seed_is_named(finished: Finished) 
             load_agent(path)
 
 
-@pytest.mark.parametrize("case", params(SCRIPTS))
+@pytest.mark.parametrize("case", every_member())
 def test_results_can_be_published_and_verified(
     case: Case, finished: Finished, tmp_path: Path
 ) -> None:
@@ -329,12 +354,15 @@ def test_results_can_be_published_and_verified(
 
     for k, result in enumerate(case.results(finished(case)[0])):
         entry = publish(result, tmp_path, f"x{k}", cheap=True)
-        assert f"agents/{case.script}.py" in entry.command and "--member va" in entry.command
+        assert (
+            f"agents/{case.script}.py" in entry.command
+            and f"--member {case.member}" in entry.command
+        )
         verdict = verify(entry, tmp_path)
         assert verdict is not None and verdict.holds, verdict
 
 
-@pytest.mark.parametrize("case", params(SCRIPTS))
+@pytest.mark.parametrize("case", every_member())
 def test_nan_ends_the_run_and_leaves_the_checkpoint(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,7 +386,7 @@ def test_nan_ends_the_run_and_leaves_the_checkpoint(
     assert all(values.isfinite().all() for values in learner["online"].values())
 
 
-@pytest.mark.parametrize("case", params(SCRIPTS, ci=lambda case: case.script == "va_atari"))
+@pytest.mark.parametrize("case", every_member(ci=lambda case: str(case) == "va_atari-va"))
 def test_a_checkpoint_without_replay_is_refilled(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -402,6 +430,22 @@ def test_soft_labels_and_smoothing_reach_the_learner(
     assert acting.max() > acting.min()
 
 
+@needs_minatar
+@pytest.mark.parametrize("member", ["va", "va-fitted"])
+def test_the_width_of_what_centres_is_that_of_the_model_file(member: str, tmp_path: Path) -> None:
+    from classicrl.agent_file import load_agent
+
+    case = Case("va_minatar", member)
+    case.run(tmp_path / "wide", total_steps=60, behaviour_hidden=96)
+    head = load_agent(tmp_path / "wide" / "seed4").network.head
+    centred_by = head.behaviour if member == "va" else head.centre
+    assert centred_by.hidden.out_features == 96
+    with pytest.raises(UserError, match=r"this run's network"):
+        case.run(tmp_path / "other", init_from=tmp_path / "wide", total_steps=60)
+    assert not (tmp_path / "other").exists()
+    case.run(tmp_path / "again", init_from=tmp_path / "wide", total_steps=60, behaviour_hidden=96)
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
@@ -411,6 +455,8 @@ def test_soft_labels_and_smoothing_reach_the_learner(
         ("va_minatar", ["--env-id", "MinAtar/Brakeout-v1"], "did you mean MinAtar/Breakout-v1"),
         ("va_minatar", ["--env-id", "CartPole-v1"], "no MinAtar game"),
         ("va_minatar", ["--first-update-steps", "1"], "must be above --n-steps times"),
+        ("va_minatar", ["--member", "rdq", "--behaviour-hidden", "9"], "has no mu"),
+        ("va_minatar", ["--behaviour-hidden", "0"], "--behaviour-hidden must be positive"),
         ("va_minatar", ["--num-seeds", "0"], "--num-seeds must be positive"),
         ("va_minatar", ["--replay-capacity", "1000000000000"], "lower --replay-capacity"),
         ("va_classic_control", ["--env-id", "Pendulum-v1"], "only discrete actions"),

@@ -493,7 +493,13 @@ def test_the_target_network_centres_with_its_own_copy_of_mu() -> None:
 
 @pytest.mark.parametrize(
     ("head", "settings"),
-    [("q", {"loss": "va"}), ("dueling", {"loss": "va"}), ("q", {"stream_penalty": 1e-3})],
+    [
+        ("q", {"loss": "va"}),
+        ("dueling", {"loss": "va"}),
+        ("q", {"stream_penalty": 1e-3}),
+        ("dueling", {"stream_penalty": 1e-3}),
+        ("behaviour", {"stream_penalty": 1e-3}),
+    ],
 )
 def test_a_loss_that_the_head_cannot_serve_is_refused(head: Any, settings: Any) -> None:
     with pytest.raises(ValueError, match="needs a head"):

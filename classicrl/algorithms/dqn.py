@@ -74,7 +74,8 @@ class DQNLearner:
 
     Raises:
         ValueError: if the loss ``va`` meets an advantage centred by the mean, which is not the mean
-            of the actions taken; at the first update, if the network lacks what the loss reads.
+            of the actions taken, or the stream penalty one that is centred; at the first update, if
+            the network lacks what the loss reads.
 
     >>> from classicrl.networks import vector_q_network
     >>> learner = DQNLearner(vector_q_network("dueling", 4, 2), double=True)
@@ -99,6 +100,8 @@ class DQNLearner:
         heads = [module for module in network.modules() if isinstance(module, DuelingHead)]
         if loss == "va" and any(head.centring == "mean" for head in heads):
             raise ValueError("the loss 'va' needs a head centred by the behaviour, or not at all")
+        if stream_penalty and any(head.centring != "none" for head in heads):
+            raise ValueError("stream_penalty needs a head whose advantage is not centred")
         self.online = network
         self.target = copy.deepcopy(network).requires_grad_(False)
         self.parameters = list(network.parameters())

@@ -75,11 +75,12 @@ def value_head(
     num_actions: int,
     hidden: int,
     *,
+    behaviour_hidden: int | None = None,
     smoothing: float = 0.0,
     members: int | None = None,
 ) -> QHead | DuelingHead:
-    """The head of a name; ``hidden`` units a stream, a quarter of it, at least 64, for mu or a
-    fitted centre."""
+    """The head of a name; ``hidden`` units a stream; ``behaviour_hidden`` for mu or a fitted
+    centre, None for a quarter of a stream's, at least 64."""
     if head in ("q", "q-wide"):
         return QHead(in_features, num_actions, hidden * (2 if head == "q-wide" else 1), members)
     return DuelingHead(
@@ -87,7 +88,7 @@ def value_head(
         num_actions,
         hidden,
         centring=_CENTRING[head],
-        behaviour_hidden=max(64, hidden // 4),
+        behaviour_hidden=behaviour_hidden or max(64, hidden // 4),
         smoothing=smoothing,
         members=members,
     )
@@ -123,7 +124,12 @@ def atari_q_network(
 
 
 def minatar_q_network(
-    head: HeadName, in_channels: int, num_actions: int, *, seeds: int | Sequence[int] = 0
+    head: HeadName,
+    in_channels: int,
+    num_actions: int,
+    *,
+    behaviour_hidden: int = 64,
+    seeds: int | Sequence[int] = 0,
 ) -> QNetwork:
     """Network for 10x10 boards: ``[B, 10, 10, C]`` -> named tuple with ``q``.
 
@@ -135,13 +141,21 @@ def minatar_q_network(
         head: see ``HeadName``.
         in_channels: C.
         num_actions: A.
+        behaviour_hidden: units of the layer of mu, or of a fitted centre.
         seeds: of the initial weights; K of them give K networks side by side, which map
             ``[K, B, 10, 10, C]``.
     """
 
     def build(members: int | None) -> QNetwork:
         torso = MinAtarTorso(in_channels, members=members)
-        heads = value_head(head, torso.out_features, num_actions, 128, members=members)
+        heads = value_head(
+            head,
+            torso.out_features,
+            num_actions,
+            128,
+            behaviour_hidden=behaviour_hidden,
+            members=members,
+        )
         return QNetwork(torso, heads)
 
     def init_(network: QNetwork, generator: torch.Generator) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from classicrl.search.domain import Domain
 from classicrl.search.nodes import Nodes, Perimeter, first_of_equals
 from classicrl.search.solution import (
+    BYTES_PER_PAIR,
     Estimator,
     Progress,
     QFunction,
@@ -21,10 +22,10 @@ from classicrl.search.solution import (
     Stopped,
     checked_path,
     require_state,
+    rows_at_once,
 )
 
-# Pairs whose Q is ranked at once: with what the ranking needs, 24 bytes each.
-_MAX_PAIRS = 1 << 27
+_BYTES_PER_CHILD = 64  # beside its state, until it is stored or dropped
 
 
 @torch.inference_mode()
@@ -38,6 +39,7 @@ def q_beam(
     max_depth: int = 60,
     max_nodes: int = 3_000_000,
     max_seconds: float = math.inf,
+    max_bytes: float = math.inf,
     perimeter: Perimeter | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Solution:
@@ -54,20 +56,29 @@ def q_beam(
         width: W.
         spread: pairs made for each place in the next layer.
         max_depth: layers.
+        max_bytes: of the states of all layers, which are kept, and of making and ranking one layer.
 
     Raises:
         ValueError: costs that differ, a start that is not one state, or a number out of its range.
     """
     if not bool((domain.costs == domain.costs[0]).all()):
         raise ValueError("a beam needs actions of equal cost")
-    if min(width, spread, max_depth, max_nodes) < 1 or not max_seconds > 0:
-        raise ValueError("width, spread, max_depth, max_nodes and max_seconds must be above zero")
+    if min(width, spread, max_depth, max_nodes) < 1 or not (max_seconds > 0 and max_bytes > 0):
+        raise ValueError(
+            "width, spread, max_depth, max_nodes, max_seconds and max_bytes must be above zero"
+        )
     require_state(start)
     began, device = time.perf_counter(), start.device
     estimate = Estimator(domain, q_function)
     num_actions, unit = len(domain.costs), float(domain.costs[0])
     # What is generated may pass the limit by one layer; a layer stores at most its width.
-    nodes = Nodes(min(max_nodes, width * max_depth) + width + 1, len(start), device)
+    num_nodes = min(max_nodes, width * max_depth) + width + 1
+    portion = rows_at_once(num_actions, max_bytes)
+    layer = min(width, portion) * num_actions * BYTES_PER_PAIR
+    layer += spread * width * (len(start) + _BYTES_PER_CHILD)
+    affordable = (max_bytes - layer) / Nodes.bytes_per_node(len(start))
+    capacity = max(1, int(min(num_nodes, affordable)))
+    nodes = Nodes(capacity, len(start), device)
 
     def q_of(node: Tensor) -> Tensor:
         """Q of the actions of some nodes, [w, A]; inf of those that undo the last."""
@@ -81,7 +92,6 @@ def q_beam(
 
     def best_pairs(node: Tensor, count: int) -> Tensor:
         """Up to so many pairs of lowest Q, best first: action a of the i-th node is i A + a."""
-        portion = max(1, _MAX_PAIRS // num_actions)
         best, pairs = (
             torch.empty(0, device=device),
             torch.empty(0, dtype=torch.int64, device=device),
@@ -125,6 +135,9 @@ def q_beam(
         new = (known < 0).nonzero()[:width, 0]
         if not len(new):
             stopped = "exhausted"
+            break
+        if nodes.size + len(new) > capacity:
+            stopped = "max_bytes"
             break
         keep = keep[new]
         cost = torch.full((len(keep),), depth * unit, device=device)

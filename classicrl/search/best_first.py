@@ -12,8 +12,8 @@ most ``1 / weight`` times the least possible. A learned network is sometimes too
 
 import math
 import time
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from classicrl.search.domain import Domain
 from classicrl.search.nodes import Nodes, Perimeter, children, first_of_equals
 from classicrl.search.open_list import OpenList, f_of_key, pack_key
 from classicrl.search.solution import (
+    BYTES_PER_PAIR,
     Estimator,
     Progress,
     QFunction,
@@ -30,6 +31,7 @@ from classicrl.search.solution import (
     checked_path,
     require_rows,
     require_state,
+    rows_at_once,
 )
 
 StopRule = Literal["bound", "first"]
@@ -65,9 +67,12 @@ class _Search:
         self.stop, self.max_nodes, self.max_seconds = stop, max_nodes, max_seconds
         self.perimeter, self.progress = perimeter, progress
         self.estimate = Estimator(domain, q_function)
+        self.rows_at_once = rows_at_once(len(domain.costs), max_bytes)
+        self._ranked = min(batch_size, self.rows_at_once) * len(domain.costs) * BYTES_PER_PAIR
         per_node = Nodes.bytes_per_node(len(start)) + bytes_per_row + 16
-        self.limit_is_memory = max_bytes / per_node < max_nodes
-        self.capacity = max(1, int(min(max_nodes, max_bytes / per_node)))
+        num_nodes = (max_bytes - self._ranked) / per_node
+        self.limit_is_memory = num_nodes < max_nodes
+        self.capacity = max(1, int(min(max_nodes, num_nodes)))
         self.nodes = Nodes(self.capacity, len(start), start.device)
         self.open = OpenList(start.device)
         self.row_bytes = bytes_per_row
@@ -101,6 +106,12 @@ class _Search:
                     tail = self.perimeter.tail(int(entry[best]))
                 self._best = (int(parent[best]), int(action[best]), tail)
         return found
+
+    def rows_of(self, states: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Rows of Q of states, as many at a time as there is memory for: which, and [b, A]."""
+        for first in range(0, len(states), self.rows_at_once):
+            part = slice(first, first + self.rows_at_once)
+            yield part, self.estimate(states[part])
 
     def settled(self) -> bool:
         """Whether the path that the stop rule asks for is there."""
@@ -250,15 +261,16 @@ def qstar(
         states, action = states[chosen], action[chosen]
         fields = (states, hashes[chosen], cost[chosen], parent[chosen], action, known, place)
         node = nodes.add(*fields)
-        q = search.estimate(states)
         if prune:
             replaced[known[known >= 0]] = True
-        if inverse is not None:
-            came = (action >= 0).nonzero()[:, 0]
-            q[came, inverse[action[came]]] = math.inf
-        first, last = int(node[0]), int(node[-1]) + 1
-        rows[first:last] = q
-        queue(node, h_of(rows[first:last]))
+        for part, q in search.rows_of(states):
+            if inverse is not None:
+                came = (action[part] >= 0).nonzero()[:, 0]
+                q[came, inverse[action[part][came]]] = math.inf
+            new = node[part]
+            first, last = int(new[0]), int(new[-1]) + 1
+            rows[first:last] = q
+            queue(new, h_of(rows[first:last]))
         return True
 
     def queue(node: Tensor, h: Tensor) -> None:
@@ -270,47 +282,74 @@ def qstar(
         there = key < _INFINITE
         search.open.push(key[there], node[there])
 
-    nothing = torch.full((1,), -1, device=device)
-    keep(start[None], torch.zeros(1, device=device), nothing, nothing)
-    stopped = search.over()
-    while stopped is None:
-        key, node = search.open.pop(batch_size)
+    def pop(count: int) -> tuple[Tensor, Tensor]:
+        """So many heads, in order, or all there are; none that a cheaper way has replaced."""
+        key, node = search.open.pop(count)
         if prune and bool((old := replaced[node]).any()):
             key, node = key[~old], node[~old]
-            # Others take their places, or the rest would hand out more than ranks with them.
-            while len(node) < batch_size and len(search.open):
-                more_key, more = search.open.pop(batch_size - len(node))
+            while len(node) < count and len(search.open):
+                more_key, more = search.open.pop(count - len(node))
                 current = ~replaced[more]
                 key = torch.cat((key, more_key[current]))
                 node = torch.cat((node, more[current]))
-            if not len(node):
-                stopped = search.over()
-                continue
+        return key, node
+
+    def ranked(node: Tensor, h: Tensor, last: tuple[Tensor, Tensor, Tensor] | None) -> _Pairs:
+        """The first ``batch_size`` pairs of nodes in ascending order, h [b, A], that do not rank
+        behind the pair ``last``: key, node, action."""
+        f = weight * (nodes.path_cost[node][:, None] + costs) + h
+        low = f < math.inf if last is None else f <= f_of_key(last[0])
+        row, action = low.nonzero(as_tuple=True)  # ascending by node, then action
+        keys = keys_of(node[row], domain.costs[action], h[row, action])
+        if last is not None:
+            last_key, last_node, last_action = last
+            near = node[row]
+            before = (near < last_node) | ((near == last_node) & (action <= last_action))
+            ranks = (keys < last_key) | ((keys == last_key) & before)
+            row, action, keys = row[ranks], action[ranks], keys[ranks]
+        order = torch.sort(keys, stable=True).indices[:batch_size]
+        return _Pairs(keys[order], node[row[order]], action[order])
+
+    def best_pairs(key: Tensor, node: Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs that an open list of all pairs would hand out, as far as these heads tell."""
+        last = None
+        if len(search.open):  # what ranks behind the last head may rank behind others' pairs
+            last_key, last_node = key[-1], node[-1]
+            row = keys_of(last_node[None, None], costs, h_of(rows[last_node][None]))[0]
+            last = last_key, last_node, (row == last_key).nonzero()[0, 0]
+        parts = torch.split(node.sort().values, search.rows_at_once)
+        found = [ranked(part, h_of(rows[part]), last) for part in parts]
+        if len(found) > 1:
+            keys, parent, action = (torch.cat(field) for field in zip(*found, strict=True))
+            order = torch.sort(keys, stable=True).indices[:batch_size]
+            return parent[order], action[order]
+        return found[0].node, found[0].action
+
+    nothing = torch.full((1,), -1, device=device)
+    keep(start[None], torch.zeros(1, device=device), nothing, nothing)
+    stopped = search.over()
+    num_heads = batch_size  # to begin a batch with; where a head has many pairs, fewer do
+    while stopped is None:
+        key, node = pop(num_heads)
+        if not len(node):
+            stopped = search.over()
+            continue
         search.lower_bound = max(search.lower_bound, float(f_of_key(key[0])))
         if search.settled():  # an earlier path: none of these could better it
             break
-        # All that ranks no lower than the last head, had the list held every pair.
-        last_key, last_node = key[-1], node[-1]
-        limited = len(node) == batch_size
-        node = node.sort().values
-        h = h_of(rows[node])  # [b, A]
-        f = weight * (nodes.path_cost[node][:, None] + costs) + h
-        low = f <= f_of_key(last_key) if limited else f < math.inf
-        row, action = low.nonzero(as_tuple=True)  # ascending by node, then action
-        keys = keys_of(node[row], domain.costs[action], h[row, action])
-        if limited:
-            near, tied = node[row], keys == last_key
-            last_action = action[tied & (near == last_node)][0]
-            before = (near < last_node) | ((near == last_node) & (action <= last_action))
-            ranks = (keys < last_key) | (tied & before)
-            row, action, keys = row[ranks], action[ranks], keys[ranks]
-        order = torch.sort(keys, stable=True).indices[:batch_size]
-        row, action = row[order], action[order]
-        parent = node[row]
+        parent, action = best_pairs(key, node)
+        if len(parent) < batch_size and len(search.open):
+            # As many heads as pairs always do, since each has one at least.
+            more_key, more = pop(batch_size - len(node))
+            key, node = torch.cat((key, more_key)), torch.cat((node, more))
+            parent, action = best_pairs(key, node)
+        num_parents = len(torch.unique_consecutive(parent.sort().values))
+        num_heads = min(batch_size, num_parents + num_parents // 4 + _SPARE_HEADS)
         if on_pop is not None:
             on_pop(parent, action)
-        rows[parent, action] = h[row, action] = math.inf
-        queue(node, h)
+        rows[parent, action] = math.inf
+        for part in torch.split(node, search.rows_at_once):
+            queue(part, h_of(rows[part]))
         states = domain.apply(nodes.states[parent], action)
         cost = nodes.path_cost[parent] + domain.costs[action]
         if not keep(states, cost, parent, action):
@@ -322,6 +361,15 @@ def qstar(
 
 
 _INFINITE = int(pack_key(torch.tensor([math.inf]), torch.tensor([0.0])))
+_SPARE_HEADS = 16
+
+
+class _Pairs(NamedTuple):
+    """Pairs of a node and an action, ascending by key, node and action: [n] int64 each."""
+
+    keys: Tensor
+    node: Tensor
+    action: Tensor
 
 
 def deferred_astar(
@@ -405,7 +453,7 @@ def astar(
         fields = (states, hashes[chosen], cost, parent[chosen], action[chosen], known, place)
         node = nodes.add(*fields)
         replaced[known[known >= 0]] = True
-        h = search.estimate(states).amin(1)
+        h = torch.cat([q.amin(1) for _, q in search.rows_of(states)])
         h = torch.where(domain.is_goal(states), 0.0, h)
         dead = h == math.inf  # no action can be taken
         search.open.push(pack_key(weight * cost + h, h)[~dead], node[~dead])

@@ -52,6 +52,11 @@ class Solution(NamedTuple):
     network_seconds: float
 
 
+CHUNK_SIZE = 4096  # states that a network is asked about together; what fits the cache is fastest
+BYTES_PER_PAIR = 24  # of a state and an action, with all that ranking them makes
+_PAIRS_AT_ONCE = 1 << 25
+
+
 class Progress(NamedTuple):
     """Where a search stands: counts, seconds, the lowest f or the layer, the best path's cost."""
 
@@ -68,10 +73,10 @@ class Estimator:
     Args:
         domain: says which actions are legal; the others get inf.
         q_function: the network.
-        chunk_size: states at a time; what fits the cache is fastest.
+        chunk_size: states at a time.
     """
 
-    def __init__(self, domain: Domain, q_function: QFunction, chunk_size: int = 4096) -> None:
+    def __init__(self, domain: Domain, q_function: QFunction, chunk_size: int = CHUNK_SIZE) -> None:
         self._domain, self._q_function, self._chunk_size = domain, q_function, chunk_size
         self.num_evaluated, self.seconds = 0, 0.0
 
@@ -94,6 +99,16 @@ class Estimator:
         self.num_evaluated += len(states)
         self.seconds += time.perf_counter() - begin
         return q
+
+
+def rows_at_once(num_actions: int, max_bytes: float) -> int:
+    """How many rows of Q to look at together: what is made of them takes a quarter of the memory.
+
+    Rows beyond the chunk that a network is asked about come in whole chunks.
+    """
+    pairs = min(_PAIRS_AT_ONCE, max_bytes / 4 / BYTES_PER_PAIR)
+    rows = max(1, int(pairs) // num_actions)
+    return rows if rows < CHUNK_SIZE else rows // CHUNK_SIZE * CHUNK_SIZE
 
 
 def require_state(start: Tensor) -> None:
