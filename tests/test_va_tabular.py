@@ -205,6 +205,38 @@ def test_the_published_table_agrees_with_an_earlier_program() -> None:
         assert (difference < 1.5 * HALF_WIDTHS[task]).all(), (task, behaviour, difference)
 
 
+PROTOTYPE_AT_A_TENTH = {
+    ("evaluation", "uniform"): (0.52, 0.24, 0.24, 0.32, 0.33, 0.24),
+    ("evaluation", "random"): (0.64, 0.38, 0.34, 0.40, 0.46, 0.37),
+    ("control", "uniform"): (6.9, 2.5, 2.5, 2.5, 2.1, 2.2),
+    ("control", "random"): (7.4, 3.4, 2.9, 2.9, 1.7, 3.0),
+}
+"""The same at step size 0.1."""
+T_OF_SIX = 2.571  # 97.5% point of Student's t with 5 degrees of freedom
+
+
+@pytest.mark.parametrize(
+    ("figure", "earlier"), [("error", PROTOTYPE), ("error_at_0.1", PROTOTYPE_AT_A_TENTH)]
+)
+def test_the_earlier_program_could_be_another_draw_of_mdps(
+    figure: str, earlier: dict[tuple[str, str], tuple[float, ...]]
+) -> None:
+    """Each of its figures lies where six draws of 20 MDPs let a seventh be expected."""
+    draws: dict[tuple[str, str], list[list[float]]] = {}
+    for seed in range(6):
+        summary = json.loads(
+            (PUBLISHED / "random-mdps" / f"seed{seed}" / "summary.json").read_text()
+        )
+        assert summary["seed"] == seed
+        for column in summary["table"]:
+            errors = [column["methods"][name][figure] for name in NAMES]
+            draws.setdefault((column["task"], column["behaviour"]), []).append(errors)
+    for case, errors in draws.items():
+        mean, deviation = np.mean(errors, axis=0), np.std(errors, axis=0, ddof=1)
+        apart = np.abs(mean - np.array(earlier[case]))
+        assert (apart < T_OF_SIX * deviation * np.sqrt(1 + 1 / 6)).all(), (case, apart / deviation)
+
+
 @pytest.mark.parametrize("env", ["random-mdps", "corridor"])
 def test_the_published_figures_say_how_they_were_made(env: str) -> None:
     directory = PUBLISHED / env / "seed0"
