@@ -28,6 +28,7 @@ from classicrl.loggers import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 MEMBERS = ("dqn", "dueling-behaviour", "va-raw", "va-fitted", "va")
+USUAL_UNITS = 64  # of mu's layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,10 @@ def read_runs(config: Config) -> dict[tuple[str, str], list[Bias]]:
             windows = ((steps > s - config.window_steps) & (steps <= s) for s in config.last_steps)
             return [float(columns[name][w].mean()) if w.any() else float("nan") for w in windows]
 
-        found[settings["env_id"], settings["member"]].append(
+        # Runs of earlier versions do not say it.
+        units = settings.get("behaviour_hidden", USUAL_UNITS)
+        name = settings["member"] + (f", {units} units of mu" if units != USUAL_UNITS else "")
+        found[settings["env_id"], name].append(
             Bias(
                 seed=settings["seed"],
                 max_q=means_of("diagnostics/max_q"),
@@ -103,17 +107,20 @@ def read_runs(config: Config) -> dict[tuple[str, str], list[Bias]]:
 def bias_table(found: dict[tuple[str, str], list[Bias]], config: Config) -> Table:
     """The figures, means over seeds."""
     rows = []
-    for game in sorted({game for game, _ in found}):
-        for member in MEMBERS:
-            runs = found.get((game, member), [])
-            if not runs:
-                continue
-            max_q = np.mean([run.max_q for run in runs], axis=0)
-            passed_on = [np.array(run.advantage) / (1.0 - run.gamma) for run in runs]
-            advantage = np.mean(passed_on, axis=0)
-            figures = [f"{x:.1f}" for pair in zip(max_q, advantage, strict=True) for x in pair]
-            cells = ["-" if figure == "nan" else figure for figure in figures]
-            rows.append((game, member, str(len(runs)), *cells))
+
+    def place(of: tuple[str, str]) -> tuple[str, int, str]:
+        game, name = of
+        return game, MEMBERS.index(name.split(",")[0]), name
+
+    known = [of for of in found if of[1].split(",")[0] in MEMBERS]
+    for game, member in sorted(known, key=place):
+        runs = found[game, member]
+        max_q = np.mean([run.max_q for run in runs], axis=0)
+        passed_on = [np.array(run.advantage) / (1.0 - run.gamma) for run in runs]
+        advantage = np.mean(passed_on, axis=0)
+        figures = [f"{x:.1f}" for pair in zip(max_q, advantage, strict=True) for x in pair]
+        cells = ["-" if figure == "nan" else figure for figure in figures]
+        rows.append((game, member, str(len(runs)), *cells))
     header = ["game", "member", "seeds"]
     for steps in config.last_steps:
         header += [f"max Q, {steps:,}", f"mean A / (1 - gamma), {steps:,}"]

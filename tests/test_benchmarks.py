@@ -741,18 +741,22 @@ def test_the_table_of_small_environments_by_hand() -> None:
 
 
 def test_the_bias_of_values_by_hand(tmp_path: Path) -> None:
-    """Rows of the window alone, means over seeds; double Q and another num_envs left out."""
+    """Rows of the window alone, means over seeds; double Q and another num_envs left out, another
+    width of mu by itself."""
     value_bias = load("value_bias")
-    for member, seed, double, num_envs, shift in (
-        ("va", 0, False, 4, 0),
-        ("va", 1, False, 4, 2),
-        ("va", 2, True, 4, 9),
-        ("va", 3, False, 1, 7),
+    for member, seed, double, num_envs, units, shift in (
+        ("va", 0, False, 4, None, 0),
+        ("va", 1, False, 4, 64, 2),
+        ("va", 2, True, 4, 64, 9),
+        ("va", 3, False, 1, 64, 7),
+        ("va", 4, False, 4, 512, 3),
+        ("dqn", 5, False, 4, 64, 4),
     ):
         directory = tmp_path / f"va_minatar-{member}" / "game" / f"seed{seed}"
         directory.mkdir(parents=True)
         settings = {"env_id": "MinAtar/Asterix-v1", "member": member, "seed": seed}
         settings |= {"double": double, "num_envs": num_envs, "gamma": 0.98}
+        settings |= {} if units is None else {"behaviour_hidden": units}
         (directory / "config.json").write_text(json.dumps({"config": settings}))
         lines = ["step,diagnostics/max_q,diagnostics/advantage", "10,99,99"]
         lines += [f"20,{4 + shift},0.1", f"30,{6 + shift},0.3", "40,99,99"]
@@ -763,8 +767,12 @@ def test_the_bias_of_values_by_hand(tmp_path: Path) -> None:
     found = value_bias.main(config)
     runs = found["MinAtar/Asterix-v1", "va"]
     assert [(run.seed, run.max_q[0]) for run in runs] == [(0, 5.0), (1, 7.0)]
-    (row,) = value_bias.bias_table(found, config).rows
-    assert row == ("MinAtar/Asterix-v1", "va", "2", "6.0", "10.0", "-", "-")
+    dqn, *rows = value_bias.bias_table(found, config).rows
+    assert dqn[:4] == ("MinAtar/Asterix-v1", "dqn", "1", "9.0")
+    assert rows == [
+        ("MinAtar/Asterix-v1", "va", "2", "6.0", "10.0", "-", "-"),
+        ("MinAtar/Asterix-v1", "va, 512 units of mu", "1", "8.0", "10.0", "-", "-"),
+    ]
     assert "| 6.0 | 10.0 | - | - |" in page.read_text()
 
 
