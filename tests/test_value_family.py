@@ -506,6 +506,14 @@ def test_a_loss_that_the_head_cannot_serve_is_refused(head: Any, settings: Any) 
         DQNLearner(vector_q_network(head, 3, 4), **settings).update(vector_batch(5))
 
 
+def test_one_action_is_learned_without_a_gap() -> None:
+    learner = DQNLearner(vector_q_network("behaviour", 3, 1), loss="va")
+    batch = vector_batch(5)
+    figures = learner.update(batch._replace(action=torch.zeros_like(batch.action)))
+    assert float(figures["action_gap"]) == float(figures["advantage_spread"]) == 0.0
+    assert float(figures["loss"]) > 0.0
+
+
 # -- networks side by side -------------------------------------------------------------------------
 
 

@@ -274,14 +274,15 @@ def _figures(
     output: QOutput | DuelingOutput | BehaviourOutput | FittedOutput, action: Tensor
 ) -> dict[str, Tensor]:
     """What a batch says of the values, each a mean over the batch."""
-    best = output.q.topk(2, dim=-1).values  # [B, 2]
+    best = output.q.topk(min(2, output.q.shape[-1]), dim=-1).values  # [B, 2]; one action: [B, 1]
     figures = {
         "q": losses.chosen(output.q, action).mean(dim=-1),
         "max_q": best[..., 0].mean(dim=-1),
-        "action_gap": (best[..., 0] - best[..., 1]).mean(dim=-1),
+        "action_gap": (best[..., 0] - best[..., -1]).mean(dim=-1),
     }
     if not isinstance(output, QOutput):
         figures["value"] = output.value.mean(dim=-1)
         figures["advantage"] = losses.chosen(output.advantage, action).mean(dim=-1)
-        figures["advantage_spread"] = output.advantage.std(dim=-1).mean(dim=-1)
+        spread = output.advantage.std(dim=-1, correction=min(1, output.q.shape[-1] - 1))
+        figures["advantage_spread"] = spread.mean(dim=-1)
     return figures
