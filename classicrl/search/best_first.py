@@ -68,9 +68,9 @@ class _Search:
         self.perimeter, self.progress = perimeter, progress
         self.estimate = Estimator(domain, q_function)
         self.rows_at_once = rows_at_once(len(domain.costs), max_bytes)
-        self._ranked = min(batch_size, self.rows_at_once) * len(domain.costs) * BYTES_PER_PAIR
+        ranked = min(batch_size, self.rows_at_once) * len(domain.costs) * BYTES_PER_PAIR
         per_node = Nodes.bytes_per_node(len(start)) + bytes_per_row + 16
-        num_nodes = (max_bytes - self._ranked) / per_node
+        num_nodes = (max_bytes - ranked) / per_node
         self.limit_is_memory = num_nodes < max_nodes
         self.capacity = max(1, int(min(max_nodes, num_nodes)))
         self.nodes = Nodes(self.capacity, len(start), start.device)
@@ -287,6 +287,7 @@ def qstar(
         key, node = search.open.pop(count)
         if prune and bool((old := replaced[node]).any()):
             key, node = key[~old], node[~old]
+            # Others take their places: fewer heads than asked for mean that there are no more.
             while len(node) < count and len(search.open):
                 more_key, more = search.open.pop(count - len(node))
                 current = ~replaced[more]
