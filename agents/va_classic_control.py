@@ -124,10 +124,10 @@ from classicrl.algorithms.dqn import FAMILY, DQNLearner, wide_head
 from classicrl.console import TrainingProgress
 from classicrl.envs.gym_vector import GymVector, gym_protocol
 from classicrl.errors import UserError
-from classicrl.evaluation import Evaluation, GymEvaluator, epsilon_greedy, pooled
+from classicrl.evaluation import Evaluation, GymEvaluator, members_epsilon_greedy, pooled
 from classicrl.experiment import StopRequest, versions
 from classicrl.initial_weights import require_initial_weights, take_initial_weights
-from classicrl.loggers import EpisodeStatistics, MeanMetrics, MetricsLog
+from classicrl.loggers import EpisodeStatistics, MeanMetrics, MemberEpisodes, MetricsLog
 from classicrl.machine import choose_device, compile_networks, describe, require_memory, set_threads
 from classicrl.networks import member_state, vector_q_network
 from classicrl.replay import MemberReplays, ReplayBuffer, replay_nbytes
@@ -241,7 +241,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         ]
     )
     explore_rngs = [np.random.default_rng([seed, 1]) for seed in seeds]
-    episodes = [EpisodeStatistics(N) for _ in seeds]
+    episodes = MemberEpisodes([EpisodeStatistics(N) for _ in seeds])
     means = MeanMetrics()
     grad_norms: deque[torch.Tensor] = deque(maxlen=500)  # for the histograms only
 
@@ -283,7 +283,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
             "learner": learner,
             "envs": envs,
             "means": means,
-            **{f"episodes{k}": part for k, part in enumerate(episodes)},
+            **{f"episodes{k}": part for k, part in enumerate(episodes.members)},
             **{f"explore_rng{k}": rng for k, rng in enumerate(explore_rngs)},
         },
         replay=replays,
@@ -298,7 +298,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
         obs = envs.observation()
         if not envs.resumed_exactly:  # new episodes have begun, and nothing spans the break
             replays.break_streams()
-            for of_seed in episodes:
+            for of_seed in episodes.members:
                 of_seed.begin_new_episodes()
         if len(replays) == 0:
             count.refill_left_steps = min(config.first_update_steps, count.step)
@@ -351,21 +351,14 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
                 before, start=1.0, end=config.epsilon_end, duration_steps=config.epsilon_decay_steps
             )
             greedy = policy(obs).reshape(K, N)
-            action = np.concatenate(
-                [
-                    epsilon_greedy(greedy[k], epsilon, envs.num_actions, explore_rngs[k])
-                    for k in range(K)
-                ]
-            )
+            action = members_epsilon_greedy(greedy, epsilon, envs.num_actions, explore_rngs)
             envs.send(action)
             result = envs.recv()
             replays.add(
                 obs, action, result.reward, result.terminated, result.ended, result.final_obs
             )
             obs = result.obs
-            for k, of_seed in enumerate(episodes):
-                own = slice(k * N, (k + 1) * N)
-                of_seed.add(result.reward[own], result.ended[own])
+            episodes.add(result.reward, result.ended)
             # Steps of a refill make up for others that the run has counted already.
             if count.refill_left_steps:
                 count.refill_left_steps = max(0, count.refill_left_steps - N)
@@ -390,8 +383,8 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
                 for k, log in enumerate(logs):
                     mean = means.peek(k)
                     row = {
-                        "charts/episodic_return": episodes[k].recent_mean(),
-                        "charts/episodes": episodes[k].num_episodes,
+                        "charts/episodic_return": episodes.members[k].recent_mean(),
+                        "charts/episodes": episodes.members[k].num_episodes,
                         "charts/updates": count.updates,
                         "charts/epsilon": epsilon,
                         "charts/steps_per_second": progress.steps_per_second / K,
@@ -406,7 +399,7 @@ def train(config: Config, group: SeedGroup, stop: StopRequest) -> dict[str, Any]
                         log.histogram(after, "histograms/grad_norm", norms)
                         log.histogram(after, "histograms/q", q[k])
                 means.reset()
-                returns = [part.recent_mean() for part in episodes]
+                returns = [part.recent_mean() for part in episodes.members]
                 shown = {"return": float(np.mean(returns)), "loss": row["losses/td"]}
             if crossings(before, after, PROGRESS_PERIOD_STEPS) or after >= config.total_steps:
                 progress.update(K * after, shown | {"epsilon": epsilon})

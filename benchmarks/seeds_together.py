@@ -1,7 +1,7 @@
 """Seeds trained side by side in one process, against as many processes of one seed each.
 
-All run agents/va_minatar.py with the same settings, evaluations and checkpoints left out: for each
-of --num-seeds, one process with all cores that trains so many, and a process per core, each of one
+All run agents/va_minatar.py, or for other environments agents/va_classic_control.py, with the same
+settings, evaluations and checkpoints left out: for each of --num-seeds, one process with all cores that trains so many, and a process per core, each of one
 thread and of so many; and a process per core, each of one thread and one seed, as by hand. Steps
 per second are taken from metrics.csv, between the first row after the updates have begun and
 the last, so starting up does not count; the processes of a side run at the same time, and their
@@ -27,37 +27,40 @@ from classicrl.cpus import available_cpus
 from classicrl.errors import RunFailure
 from classicrl.loggers import read_csv
 
-SCRIPT = Path(__file__).resolve().parent.parent / "agents" / "va_minatar.py"
+AGENTS = Path(__file__).resolve().parent.parent / "agents"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A step is one agent decision in one environment."""
 
-    env_id: str = "MinAtar/Breakout-v1"
-    """The game."""
-    members: tuple[str, ...] = ("dqn", "dueling", "va")
+    env_ids: tuple[str, ...] = ("CartPole-v1", "MinAtar/Breakout-v1")
+    """Vectors or MinAtar's boards."""
+    members: tuple[str, ...] = ("dqn", "va")
     """Of the family."""
-    num_seeds: tuple[int, ...] = (5, 10)
+    num_seeds: tuple[int, ...] = (5, 10, 20)
     """Seeds trained side by side in a process; all of these are measured."""
     steps: int = 12_000
     """Steps of each seed, per repeat."""
-    num_envs: int = 4
-    """Games side by side, for each seed; on all sides."""
+    num_envs: int = 1
+    """Environments side by side, for each seed; on all sides."""
     repeats: int = 3
     """Of the whole comparison; the sides take turns."""
     json: Path | None = None
     """Keep the result in this file; other benchmarks' results in it stay."""
 
 
-def steps_per_second(config: Config, member: str, processes: int, num_seeds: int) -> float:
+def steps_per_second(
+    config: Config, env_id: str, member: str, processes: int, num_seeds: int
+) -> float:
     """All seeds of all processes together."""
+    agent = "va_minatar" if env_id.startswith("MinAtar/") else "va_classic_control"
     threads = max(1, available_cpus() // processes)
     with tempfile.TemporaryDirectory() as folder:
         running = []
         for p in range(processes):
-            command = [sys.executable, str(SCRIPT), "--member", member]
-            command += ["--env-id", config.env_id, "--run-dir", f"{folder}/{p}"]
+            command = [sys.executable, str(AGENTS / f"{agent}.py"), "--member", member]
+            command += ["--env-id", env_id, "--run-dir", f"{folder}/{p}"]
             command += ["--total-steps", str(config.steps), "--num-envs", str(config.num_envs)]
             command += ["--num-seeds", str(num_seeds), "--seed", "0", "--device", "cpu"]
             command += ["--threads", str(threads), "--log-period-steps", "1000"]
@@ -77,7 +80,7 @@ def steps_per_second(config: Config, member: str, processes: int, num_seeds: int
         for p, process in enumerate(running):
             _, errors = process.communicate()
             if process.returncode:
-                raise RunFailure(f"{SCRIPT.name} ended with {process.returncode}: {errors.strip()}")
+                raise RunFailure(f"{agent}.py ended with {process.returncode}: {errors.strip()}")
             metrics = read_csv(Path(folder) / str(p) / "seed0" / "metrics.csv")
             settled = metrics["step"] >= 2_000  # updates begin at 1,000
             step = metrics["step"][settled]
@@ -93,48 +96,50 @@ def measure(config: Config) -> dict[str, Any]:
     for num_seeds in config.num_seeds:
         sides[f"{num_seeds} in one process"] = (1, num_seeds)
         sides[f"{num_seeds} on each core"] = (cores, num_seeds)
-    members: dict[str, dict[str, list[float]]] = {
-        member: {side: [] for side in sides} for member in config.members
+    environments: dict[str, dict[str, dict[str, list[float]]]] = {
+        env_id: {member: {side: [] for side in sides} for member in config.members}
+        for env_id in config.env_ids
     }
     for repeat in range(config.repeats):
-        for member, rates in members.items():
-            order = list(sides) if repeat % 2 == 0 else list(reversed(sides))
-            for side in order:
-                rates[side].append(steps_per_second(config, member, *sides[side]))
-                print(f"{member}, {side}: {rates[side][-1]:,.0f} steps/s", flush=True)
-    return {**origin(config, torch.device("cpu")), "processes": cores, "members": members}
+        order = list(sides) if repeat % 2 == 0 else list(reversed(sides))
+        for env_id, members in environments.items():
+            for member, rates in members.items():
+                for side in order:
+                    rates[side].append(steps_per_second(config, env_id, member, *sides[side]))
+                    print(f"{env_id}, {member}, {side}: {rates[side][-1]:,.0f}/s", flush=True)
+    return {**origin(config, torch.device("cpu")), "processes": cores, "environments": environments}
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """What a result says, as text."""
-    config = result["config"]
-    rows = []
-    for member, rates in result["members"].items():
-        apart = rates["apart"]
-        for num_seeds in config["num_seeds"]:
-            one = rates[f"{num_seeds} in one process"]
-            each = rates[f"{num_seeds} on each core"]
-            gains = [spread(ratios(side, apart), 2) for side in (one, each)]
-            rates_of_sides = [spread(side) for side in (one, each, apart)]
-            rows.append((member, str(num_seeds), *rates_of_sides, *gains))
-    processes = result["processes"]
-    return [
-        Table(
-            f"{config['env_id']}, {config['num_envs']} games a seed: median (range) of "
-            f"{config['repeats']} repeats",
-            (
-                "steps/s, all seeds",
-                "seeds in a process",
-                f"one process, {processes} threads",
-                f"{processes} processes",
-                f"{processes} processes of one seed",
-                "the first over the last",
-                "the second over the last",
-            ),
-            rows,
-            ("A ratio above 1 is in favour of seeds side by side.",),
+    config, processes = result["config"], result["processes"]
+    found = []
+    for env_id, members in result["environments"].items():
+        rows = []
+        for member, rates in members.items():
+            apart = rates["apart"]
+            for num_seeds in config["num_seeds"]:
+                one = rates[f"{num_seeds} in one process"]
+                each = rates[f"{num_seeds} on each core"]
+                gains = [spread(ratios(side, apart), 2) for side in (one, each)]
+                rates_of_sides = [spread(side) for side in (one, each, apart)]
+                rows.append((member, str(num_seeds), *rates_of_sides, *gains))
+        title = (
+            f"{env_id}, --num-envs {config['num_envs']}: median (range) of "
+            f"{config['repeats']} repeats"
         )
-    ]
+        header = (
+            "steps/s, all seeds",
+            "seeds in a process",
+            f"one process, {processes} threads",
+            f"{processes} processes",
+            f"{processes} processes of one seed",
+            "the first over the last",
+            "the second over the last",
+        )
+        note = "A ratio above 1 is in favour of seeds side by side."
+        found.append(Table(title, header, rows, (note,)))
+    return found
 
 
 def main(config: Config) -> dict[str, Any]:

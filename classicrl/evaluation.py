@@ -115,6 +115,22 @@ def epsilon_greedy(
     return np.where(explore, rng.integers(num_actions, size=len(greedy)), greedy)
 
 
+def members_epsilon_greedy(
+    greedy: NDArray[np.int64],
+    epsilon: float,
+    num_actions: int,
+    rngs: Sequence[np.random.Generator],
+) -> NDArray[np.int64]:
+    """:func:`epsilon_greedy` for K members side by side, each drawing with its own generator.
+
+    int64 ``[K, N] -> [K * N]``; a member's actions are those that it would take alone.
+    """
+    num_envs = greedy.shape[1]
+    drawn = [(rng.random(num_envs), rng.integers(num_actions, size=num_envs)) for rng in rngs]
+    explore = np.concatenate([chance for chance, _ in drawn]) < epsilon
+    return np.where(explore, np.concatenate([action for _, action in drawn]), greedy.ravel())
+
+
 def acting_distribution(
     greedy: NDArray[np.int64], epsilon: float, num_actions: int
 ) -> NDArray[np.float32]:

@@ -416,7 +416,7 @@ class EpisodeStatistics:
 
     def add(self, reward: NDArray[Any], ended: NDArray[np.bool_]) -> list[Episode]:
         """One step, both ``[N]``; the episodes that ended with it, in environment order."""
-        self._return += self._gamma**self._steps * reward
+        self._return += reward if self._gamma == 1.0 else self._gamma**self._steps * reward
         self._steps += 1
         if not ended.any():
             return []
@@ -426,9 +426,7 @@ class EpisodeStatistics:
         ]
         self._return[ended] = 0.0
         self._steps[ended] = 0
-        self._recent.extend(episode.episodic_return for episode in finished)
-        self.best_return = max(self.best_return, *(e.episodic_return for e in finished))
-        self.num_episodes += len(finished)
+        self._finish(finished)
         return finished
 
     def recent_mean(self) -> float:
@@ -444,6 +442,11 @@ class EpisodeStatistics:
     def running_steps(self) -> NDArray[np.int64]:
         """Steps that each running episode has lasted, int64 ``[N]``."""
         return self._steps.copy()
+
+    def _finish(self, finished: Sequence[Episode]) -> None:
+        self._recent.extend(episode.episodic_return for episode in finished)
+        self.best_return = max(self.best_return, *(e.episodic_return for e in finished))
+        self.num_episodes += len(finished)
 
     def begin_new_episodes(self) -> None:
         """Forgets the running episodes: the environments were started afresh."""
@@ -469,6 +472,39 @@ class EpisodeStatistics:
         self.num_episodes = int(state["num_episodes"])
         # Checkpoints of earlier versions know nothing of it.
         self.best_return = float(state.get("best_return", "-inf"))
+
+
+class MemberEpisodes:
+    """Episode statistics of K learners that are trained side by side, one each.
+
+    Their running episodes move into one memory, so that a step is added to all of them at once;
+    each stays usable by itself. Environments come member by member: of K * N, the first N are
+    member 0's.
+
+    Args:
+        members: K statistics, with N environments and one gamma.
+
+    Raises:
+        ValueError: if they differ in that.
+    """
+
+    def __init__(self, members: Sequence[EpisodeStatistics]) -> None:
+        self.members = list(members)
+        self._num_envs = len(members[0]._return)
+        self._gamma = members[0]._gamma
+        if any((len(m._return), m._gamma) != (self._num_envs, self._gamma) for m in members):
+            raise ValueError("the members must have the same number of environments and one gamma")
+        self._all = EpisodeStatistics(len(members) * self._num_envs, gamma=self._gamma)
+        for k, member in enumerate(members):
+            own = slice(k * self._num_envs, (k + 1) * self._num_envs)
+            self._all._return[own], self._all._steps[own] = member._return, member._steps
+            member._return, member._steps = self._all._return[own], self._all._steps[own]
+
+    def add(self, reward: NDArray[Any], ended: NDArray[np.bool_]) -> None:
+        """One step of every environment, both ``[K * N]``."""
+        finished = self._all.add(reward, ended)
+        for i, episode in zip(np.flatnonzero(ended), finished, strict=True):
+            self.members[i // self._num_envs]._finish([episode])
 
 
 def read_csv(path: Path) -> dict[str, NDArray[np.float64]]:

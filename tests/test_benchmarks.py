@@ -305,17 +305,22 @@ def test_seeds_together_and_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         members=("dqn",), num_seeds=(2, 3), steps=4_000, repeats=1, json=tmp_path / "machine.json"
     )
     result = seeds_together.main(config)
-    rates = result["members"]["dqn"]
-    assert all(rate > 0 for side in rates.values() for rate in side)
-    (table,) = seeds_together.tables(result)
-    assert [row[:2] for row in table.rows] == [("dqn", "2"), ("dqn", "3")]
-    for row, num_seeds in zip(table.rows, (2, 3), strict=True):
-        one, each = rates[f"{num_seeds} in one process"][0], rates[f"{num_seeds} on each core"][0]
-        apart = rates["apart"][0]
-        shown = [cell.split()[0] for cell in row[2:]]  # the median, without the range
-        assert shown[:3] == [f"{one:,.0f}", f"{each:,.0f}", f"{apart:,.0f}"]
-        assert shown[3:] == [f"{one / apart:,.2f}", f"{each / apart:,.2f}"]
-    assert len(table.header) == len(table.rows[0])
+    environments = result["environments"]
+    tables = seeds_together.tables(result)
+    assert list(environments) == [table.title.split(",")[0] for table in tables]
+    assert list(environments) == ["CartPole-v1", "MinAtar/Breakout-v1"]
+    for table, members in zip(tables, environments.values(), strict=True):
+        rates = members["dqn"]
+        assert all(rate > 0 for side in rates.values() for rate in side)
+        assert [row[:2] for row in table.rows] == [("dqn", "2"), ("dqn", "3")]
+        for row, num_seeds in zip(table.rows, (2, 3), strict=True):
+            one = rates[f"{num_seeds} in one process"][0]
+            each = rates[f"{num_seeds} on each core"][0]
+            apart = rates["apart"][0]
+            shown = [cell.split()[0] for cell in row[2:]]  # the median, without the range
+            assert shown[:3] == [f"{one:,.0f}", f"{each:,.0f}", f"{apart:,.0f}"]
+            assert shown[3:] == [f"{one / apart:,.2f}", f"{each / apart:,.2f}"]
+        assert len(table.header) == len(table.rows[0])
 
 
 def tiny_cube_network(path: Path, function: str, seed: int = 0) -> Path:

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_equal
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -19,6 +22,7 @@ from classicrl.loggers import (
     Episode,
     EpisodeStatistics,
     MeanMetrics,
+    MemberEpisodes,
     MetricsLog,
     read_csv,
 )
@@ -375,6 +379,42 @@ def test_environments_that_begin_anew_leave_no_half_episodes() -> None:
         Episode(8.0, 1),
     ]
     assert statistics.num_episodes == 4
+
+
+@given(
+    num_members=st.integers(1, 4),
+    num_envs=st.integers(1, 3),
+    gamma=st.sampled_from([1.0, 0.5]),
+    seed=st.integers(0, 99),
+)
+def test_episodes_of_members_are_those_of_each_alone(
+    num_members: int, num_envs: int, gamma: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    alone = [EpisodeStatistics(num_envs, 3, gamma) for _ in range(num_members)]
+    joined = [EpisodeStatistics(num_envs, 3, gamma) for _ in range(num_members)]
+    members: MemberEpisodes | None = None
+    for step in range(30):
+        if step == 4:  # in the middle of episodes
+            members = MemberEpisodes(joined)
+        if step == 20:  # one member's state comes from elsewhere
+            joined[-1].load_state_dict(alone[-1].state_dict())
+        reward = rng.normal(size=(num_members, num_envs)).astype(np.float32)
+        ended = rng.random((num_members, num_envs)) < 0.3
+        for k in range(num_members):
+            alone[k].add(reward[k], ended[k])
+            if members is None:
+                joined[k].add(reward[k], ended[k])
+        if members is not None:
+            members.add(reward.ravel(), ended.ravel())
+    for one, other in zip(alone, joined, strict=True):
+        assert_equal(one.state_dict(), other.state_dict())
+
+
+def test_members_with_other_environments_are_refused() -> None:
+    for other in (EpisodeStatistics(3), EpisodeStatistics(2, gamma=0.9)):
+        with pytest.raises(ValueError, match="one gamma"):
+            MemberEpisodes([EpisodeStatistics(2), other])
 
 
 # -- progress --------------------------------------------------------------------------------------

@@ -5,12 +5,14 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from classicrl import losses
 from classicrl.algorithms.dqn import FAMILY, DQNLearner
+from classicrl.evaluation import epsilon_greedy, members_epsilon_greedy
 from classicrl.networks import (
     BehaviourOutput,
     DuelingHead,
@@ -24,6 +26,7 @@ from classicrl.networks import (
     member_state,
     minatar_q_network,
     stack_members_,
+    torsos,
     vector_q_network,
 )
 from classicrl.networks import linear as linear_module
@@ -543,6 +546,16 @@ def test_members_side_by_side_are_what_each_would_be_alone(name: str, bound: flo
         assert torch.equal(stacked.act(obs)[k], single.act(obs[k]))
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.4, 1.0])
+def test_members_explore_as_each_would_alone(epsilon: float) -> None:
+    joint, alone = ([np.random.default_rng(seed) for seed in (5, 3, 9)] for _ in range(2))
+    for _ in range(20):
+        greedy = np.arange(6).reshape(3, 2) % 4
+        expected = [epsilon_greedy(greedy[k], epsilon, 4, rng) for k, rng in enumerate(alone)]
+        found = members_epsilon_greedy(greedy, epsilon, 4, joint)
+        assert found.tolist() == np.concatenate(expected).tolist()
+
+
 def test_members_do_not_touch_each_other() -> None:
     one, other = family_learner("va", [1, 2, 3]), family_learner("va", [1, 7, 3])
     batch = vector_batch(9, members=3)
@@ -588,6 +601,33 @@ def test_minatar_torso_is_a_convolution() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [4, 7])
+def test_boards_of_many_members_are_convolved_in_groups(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same features and gradients as by products with patches."""
+    torch.manual_seed(0)
+    torso = MinAtarTorso(channels, 5, members=3)
+    boards = torch.randint(0, 2, (3, 17, 10, 10, channels), dtype=torch.uint8)
+    gradient = torch.randn(3, 17, 64 * 5)
+    found, convolutions = [], []
+    convolve = torsos.functional.conv2d
+    monkeypatch.setattr(
+        torsos.functional, "conv2d", lambda *a, **kw: convolutions.append(1) or convolve(*a, **kw)
+    )
+    for least in (17, 18):
+        monkeypatch.setattr(torsos, "_MIN_CONVOLVED_BOARDS", least)
+        features = torso(boards)
+        parameters = list(torso.parameters())
+        found.append([features, *torch.autograd.grad(features, parameters, gradient)])
+    assert convolutions == [1]  # the first time only
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    for k in range(3):  # member k's features are of its own boards and kernels
+        alone = MinAtarTorso(channels, 5)
+        alone.load_state_dict(member_state(torso, k))
+        torch.testing.assert_close(found[0][0][k], alone(boards[k]), rtol=1e-4, atol=1e-5)
+
+
 def test_stacking_refuses_networks_of_another_shape() -> None:
     with pytest.raises(ValueError, match="does not fit the stack"):
         stack_members_(StackedLinear(2, 3, 4), [nn.Linear(3, 4), nn.Linear(3, 5)])
@@ -606,7 +646,7 @@ def test_large_products_are_those_of_torch(
     torch.manual_seed(0)
     layer = linear_module.linear(500, 230, members)
     assert isinstance(layer, Linear | StackedLinear)
-    x = torch.randn(*([] if members is None else [members]), 40, 500)
+    x = torch.randn(*([40] if members is None else [members, 150]), 500)
     results = []
     for large in (True, False):
         monkeypatch.setattr(linear_module, "_USES_ONEDNN", large)

@@ -23,6 +23,8 @@ from torch.nn import functional
 # Below these a call costs more than it saves: oneDNN puts the weights in order for every product.
 _MIN_ONEDNN_ROWS = 16
 _MIN_ONEDNN_PRODUCTS = 1 << 22  # multiplications
+# Of each of several layers: one call of the BLAS is made for all of them, of oneDNN for each.
+_MIN_STACKED_ONEDNN_PRODUCTS = 1 << 24
 
 
 def _has_onednn() -> bool:
@@ -45,7 +47,7 @@ class Linear(nn.Linear):
         if x.dtype == torch.bfloat16 and x.device.type == "cpu":
             return functional.linear(x, self.weight.bfloat16(), self.bias.bfloat16())
         flat = x.flatten(0, -2)
-        if not _for_onednn(x, len(flat), self.out_features):
+        if not _for_onednn(x, len(flat), self.out_features, _MIN_ONEDNN_PRODUCTS):
             return functional.linear(x, self.weight, self.bias)
         # Columns of a wider tensor, transposed, would go to a kernel a hundred times slower.
         flat = flat.contiguous()
@@ -71,7 +73,7 @@ class StackedLinear(nn.Module):
         flat = x.flatten(1, -2)  # [K, M, in_features]
         out_features = self.weight.shape[1]
         product: Tensor
-        if _for_onednn(x, flat.shape[1], out_features):
+        if _for_onednn(x, flat.shape[1], out_features, _MIN_STACKED_ONEDNN_PRODUCTS):
             flat = flat.contiguous()
             product = _OneDnnStackedLinear.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
         elif flat.device.type != "cpu" or torch.compiler.is_compiling():
@@ -117,14 +119,14 @@ def member_state(stacked: nn.Module, member: int) -> dict[str, Tensor]:
 # -- products by oneDNN ----------------------------------------------------------------------------
 
 
-def _for_onednn(x: Tensor, rows: int, out_features: int) -> bool:
+def _for_onednn(x: Tensor, rows: int, out_features: int, least_products: int) -> bool:
     return (
         _USES_ONEDNN
         and not torch.compiler.is_compiling()  # the compiler chooses kernels of its own
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and rows >= _MIN_ONEDNN_ROWS
-        and rows * x.shape[-1] * out_features >= _MIN_ONEDNN_PRODUCTS
+        and rows * x.shape[-1] * out_features >= least_products
     )
 
 
