@@ -1,11 +1,11 @@
 """Seeds trained side by side in one process, against as many processes of one seed each.
 
 All run agents/va_minatar.py, or for other environments agents/va_classic_control.py, with the same
-settings, evaluations and checkpoints left out: for each of --num-seeds, one process with all cores that trains so many, and a process per core, each of one
-thread and of so many; and a process per core, each of one thread and one seed, as by hand. Steps
-per second are taken from metrics.csv, between the first row after the updates have begun and
-the last, so starting up does not count; the processes of a side run at the same time, and their
-rates are added.
+settings, evaluations and checkpoints left out: for each of --num-seeds, one process with all cores
+that trains so many, and a process per core, each of one thread and of so many; and a process per
+core, each of one thread and one seed, as by hand. Steps per second are taken from metrics.csv,
+between the first row after the updates have begun and the last, so starting up does not count; the
+processes of a side run at the same time, and their rates are added.
 
     python benchmarks/seeds_together.py --json benchmarks/results/my-machine.json
 """
