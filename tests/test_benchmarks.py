@@ -302,7 +302,7 @@ def test_seeds_together_and_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     seeds_together = load("seeds_together")
     monkeypatch.setattr(seeds_together, "available_cpus", lambda: 1)
     config = seeds_together.Config(
-        members=("dqn",), num_seeds=(2, 3), steps=4_000, repeats=1, json=tmp_path / "machine.json"
+        members=("dqn",), num_seeds=(3,), steps=4_000, repeats=1, json=tmp_path / "machine.json"
     )
     result = seeds_together.main(config)
     environments = result["environments"]
@@ -312,15 +312,15 @@ def test_seeds_together_and_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for table, members in zip(tables, environments.values(), strict=True):
         rates = members["dqn"]
         assert all(rate > 0 for side in rates.values() for rate in side)
-        assert [row[:2] for row in table.rows] == [("dqn", "2"), ("dqn", "3")]
-        for row, num_seeds in zip(table.rows, (2, 3), strict=True):
-            one = rates[f"{num_seeds} in one process"][0]
-            each = rates[f"{num_seeds} on each core"][0]
-            apart = rates["apart"][0]
-            shown = [cell.split()[0] for cell in row[2:]]  # the median, without the range
-            assert shown[:3] == [f"{one:,.0f}", f"{each:,.0f}", f"{apart:,.0f}"]
-            assert shown[3:] == [f"{one / apart:,.2f}", f"{each / apart:,.2f}"]
-        assert len(table.header) == len(table.rows[0])
+        (row,) = table.rows
+        one, each, apart = (
+            rates[side][0] for side in ("3 in one process", "3 on each core", "apart")
+        )
+        shown = [cell.split()[0] for cell in row[2:]]  # the median, without the range
+        assert row[:2] == ("dqn", "3")
+        assert shown[:3] == [f"{one:,.0f}", f"{each:,.0f}", f"{apart:,.0f}"]
+        assert shown[3:] == [f"{one / apart:,.2f}", f"{each / apart:,.2f}"]
+        assert len(table.header) == len(row)
 
 
 def tiny_cube_network(path: Path, function: str, seed: int = 0) -> Path:
