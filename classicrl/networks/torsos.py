@@ -130,7 +130,7 @@ class MinAtarTorso(nn.Module):
         return features  # [..., 64 * channels]
 
 
-# With fewer boards the patches are as fast.
+# Measured with 32 boards, where groups are the faster, and with one, where patches are.
 _MIN_CONVOLVED_BOARDS = 16
 
 
