@@ -57,6 +57,11 @@ def test_updates_are_equal_up_to_rounding(network: Any, shape: tuple[int, ...]) 
         figures = [learner.update(batch, num_updates=2) for learner in (plain, compiled)]
         for name, values in figures[0].items():
             torch.testing.assert_close(values, figures[1][name], rtol=1e-3, atol=1e-4)
+    # Acting, which does not go through the network's forward pass, is compiled as well.
+    assert compiled.online.torso._compiled_call_impl is not None
+    torch.testing.assert_close(
+        plain.online.preferences(obs), compiled.online.preferences(obs), rtol=1e-3, atol=1e-4
+    )
     state, other = (learner.online.state_dict() for learner in (plain, compiled))
     assert set(state) == set(other)  # no prefix: a file of one is a file of the other
     for name, values in state.items():

@@ -3,7 +3,7 @@ networks side by side that must be what each would be alone."""
 
 import copy
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from classicrl.networks import (
     MinAtarTorso,
     MLPTorso,
     QNetwork,
+    QOutput,
     StackedLinear,
     atari_q_network,
     member_state,
@@ -30,6 +31,7 @@ from classicrl.networks import (
     vector_q_network,
 )
 from classicrl.networks import linear as linear_module
+from classicrl.networks.q_network import HeadName
 from classicrl.types import Transition
 
 TWO_STREAMS = ["dueling", "dueling-behaviour", "va", "va-raw", "va-fitted", "rdq"]
@@ -249,7 +251,7 @@ def test_centring_leaves_the_greedy_action(centring: str) -> None:
     net = network(centring, seed=6)
     features = net.torso.layers(observations(50))  # type: ignore[operator, union-attr]
     output = net.head(features)
-    raw = net.head.advantage(torch.relu(net.head.hidden(features)).chunk(2, dim=1)[1])  # type: ignore[operator, union-attr]
+    raw = net.head.preferences(features)  # type: ignore[operator, union-attr]
     assert torch.equal(output.q.argmax(dim=1), raw.argmax(dim=1))
     torch.testing.assert_close(output.q, output.value[:, None] + output.advantage)
     if centring == "none":
@@ -546,6 +548,42 @@ def test_members_side_by_side_are_what_each_would_be_alone(name: str, bound: flo
         assert torch.equal(stacked.act(obs)[k], single.act(obs[k]))
 
 
+@pytest.mark.parametrize("batch", [1, 33])  # acting alone; enough for the products of oneDNN
+@pytest.mark.parametrize("seeds", [2, [2, 5, 3]])
+@pytest.mark.parametrize("head", get_args(HeadName))
+def test_preferences_differ_between_actions_as_values_do(
+    head: HeadName, seeds: Any, batch: int
+) -> None:
+    net = minatar_q_network(head, 4, 6, seeds=seeds)
+    axes = (batch,) if isinstance(seeds, int) else (len(seeds), batch)
+    obs = torch.rand(*axes, 10, 10, 4, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        q, preferences = net(obs).q, net.preferences(obs)
+        assert torch.equal(DQNLearner(net).act(obs), preferences.argmax(dim=-1))
+    assert preferences.shape == (*axes, 6)
+    torch.testing.assert_close(
+        preferences - preferences[..., :1], q - q[..., :1], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_network_of_a_users_own_acts_by_its_q() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, obs: Tensor) -> QOutput:
+            return QOutput(self.layer(obs))
+
+    class OwnHead(nn.Linear):
+        def forward(self, features: Tensor) -> QOutput:  # type: ignore[override]
+            return QOutput(super().forward(features))
+
+    obs = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    for net in (Own(), QNetwork(MLPTorso(3, (5,)), OwnHead(5, 4))):
+        assert torch.equal(DQNLearner(net).act(obs), net(obs).q.argmax(dim=1))
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 0.4, 1.0])
 def test_members_explore_as_each_would_alone(epsilon: float) -> None:
     joint, alone = ([np.random.default_rng(seed) for seed in (5, 3, 9)] for _ in range(2))
@@ -638,8 +676,9 @@ def test_stacking_refuses_networks_of_another_shape() -> None:
 
 @pytest.mark.parametrize("needs_input_gradient", [False, True])
 @pytest.mark.parametrize("members", [None, 3])
+@pytest.mark.parametrize("first", [0, 5])
 def test_large_products_are_those_of_torch(
-    members: int | None, needs_input_gradient: bool, monkeypatch: pytest.MonkeyPatch
+    members: int | None, needs_input_gradient: bool, first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not linear_module._has_onednn():
         pytest.skip("requires a torch with oneDNN")
@@ -652,13 +691,13 @@ def test_large_products_are_those_of_torch(
         monkeypatch.setattr(linear_module, "_USES_ONEDNN", large)
         layer.zero_grad()
         given = x.clone().requires_grad_(needs_input_gradient)
-        out = layer(given)
+        out = layer(given, first)
         assert (out.grad_fn is not None) and ("OneDnn" in str(out.grad_fn.next_functions)) == large
         out.square().sum().backward()
         results.append([out.detach(), layer.weight.grad, layer.bias.grad, given.grad])
     layer.zero_grad()
     given = x.clone().requires_grad_(needs_input_gradient)
-    out = (given @ layer.weight.mT) + layer.bias.unsqueeze(-2)
+    out = ((given @ layer.weight.mT) + layer.bias.unsqueeze(-2))[..., first:]
     out.square().sum().backward()
     results.append([out.detach(), layer.weight.grad, layer.bias.grad, given.grad])
     for of_onednn, of_blas, expected in zip(*results, strict=True):
@@ -669,9 +708,10 @@ def test_large_products_are_those_of_torch(
 
 
 @pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("first", [0, 6])
 @pytest.mark.parametrize(("rows", "out_features"), [(1, 40), (3, 40), (4, 40), (7, 40), (90, 40)])
 def test_few_rows_and_many_are_multiplied_alike(
-    rows: int, out_features: int, learns: bool, monkeypatch: pytest.MonkeyPatch
+    rows: int, out_features: int, first: int, learns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear_module, "_USES_ONEDNN", False)
     torch.manual_seed(0)
@@ -679,11 +719,11 @@ def test_few_rows_and_many_are_multiplied_alike(
     x = torch.randn(3, rows, 25)
     given = x.clone().requires_grad_()
     with torch.set_grad_enabled(learns):
-        out = layer(given)
+        out = layer(given, first)
     expected_input = x.clone().requires_grad_()
     expected = torch.stack(
         [
-            nn.functional.linear(own, weight, bias)
+            nn.functional.linear(own, weight, bias)[:, first:]
             for own, weight, bias in zip(expected_input, layer.weight, layer.bias, strict=True)
         ]
     )

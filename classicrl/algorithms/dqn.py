@@ -28,7 +28,7 @@ from classicrl.networks.heads import (
     FittedOutput,
     QOutput,
 )
-from classicrl.networks.q_network import HeadName
+from classicrl.networks.q_network import HeadName, QNetwork
 from classicrl.types import Transition
 
 LossName = Literal["squared", "huber", "va"]
@@ -142,8 +142,11 @@ class DQNLearner:
         q: Tensor = self.online(obs).q
         return q
 
+    @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """Greedy actions, ``[N, *obs_shape] -> int64 [N]``."""
+        if isinstance(self.online, QNetwork):
+            return self.online.preferences(obs).argmax(dim=-1)
         return self.action_values(obs).argmax(dim=-1)
 
     def update(

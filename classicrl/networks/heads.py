@@ -94,6 +94,7 @@ class DuelingHead(nn.Module):
     ) -> None:
         super().__init__()
         # The first layers of both streams as one matrix product; rows [:hidden] feed V, the rest F.
+        self.width = hidden
         self.hidden = linear(in_features, 2 * hidden, members)
         self.value = linear(hidden, 1, members)
         self.advantage = linear(hidden, num_actions, members)
@@ -124,6 +125,14 @@ class DuelingHead(nn.Module):
         # The gradient flows through F here, never through mu.
         advantage = raw - (mu * raw).sum(dim=-1, keepdim=True)
         return BehaviourOutput(value + advantage, value[..., 0], advantage, logits)
+
+    def preferences(self, features: Tensor) -> Tensor:
+        """F, ``[B, A]``: it ranks the actions as Q does, for V and the centre are the same for all.
+
+        At most half of the first layers' arithmetic, which is what acting costs.
+        """
+        raw: Tensor = self.advantage(torch.relu(self.hidden(features, first=self.width)))
+        return raw
 
 
 class BehaviourHead(nn.Module):

@@ -40,25 +40,31 @@ _USES_ONEDNN = _has_onednn() and torch.backends.cpu.get_cpu_capability() != "AVX
 class Linear(nn.Linear):
     """``nn.Linear``: float ``[..., in_features] -> [..., out_features]``.
 
-    On a CPU a bfloat16 input is multiplied, and answered, in bfloat16.
+    On a CPU a bfloat16 input is multiplied, and answered, in bfloat16. ``first`` leaves out the
+    outputs before it, and their arithmetic.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if first:
+            weight, bias = weight[first:], bias[first:]
         if x.dtype == torch.bfloat16 and x.device.type == "cpu":
-            return functional.linear(x, self.weight.bfloat16(), self.bias.bfloat16())
+            return functional.linear(x, weight.bfloat16(), bias.bfloat16())
         flat = x.flatten(0, -2)
-        if not _for_onednn(x, len(flat), self.out_features, _MIN_ONEDNN_PRODUCTS):
-            return functional.linear(x, self.weight, self.bias)
+        if not _for_onednn(x, len(flat), len(weight), _MIN_ONEDNN_PRODUCTS):
+            return functional.linear(x, weight, bias)
         # Columns of a wider tensor, transposed, would go to a kernel a hundred times slower.
         flat = flat.contiguous()
-        product: Tensor = _OneDnnLinear.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return product.view(*x.shape[:-1], self.out_features)
+        product: Tensor = _OneDnnLinear.apply(flat, weight, bias)  # type: ignore[no-untyped-call]
+        return product.view(*x.shape[:-1], len(weight))
 
 
 class StackedLinear(nn.Module):
     """K linear layers side by side: float ``[K, ..., in_features] -> [K, ..., out_features]``.
 
     Member k's parameters are ``weight[k]`` and ``bias[k]``, shaped as those of ``nn.Linear``.
+    ``first`` leaves out the outputs before it, and their arithmetic.
     """
 
     def __init__(self, members: int, in_features: int, out_features: int) -> None:
@@ -69,19 +75,23 @@ class StackedLinear(nn.Module):
         )
         self.bias = nn.Parameter(torch.empty(members, out_features).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
         flat = x.flatten(1, -2)  # [K, M, in_features]
-        out_features = self.weight.shape[1]
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if first:
+            weight, bias = weight[:, first:], bias[:, first:]
+        out_features = weight.shape[1]
         product: Tensor
         if _for_onednn(x, flat.shape[1], out_features, _MIN_STACKED_ONEDNN_PRODUCTS):
             flat = flat.contiguous()
-            product = _OneDnnStackedLinear.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            product = _OneDnnStackedLinear.apply(flat, weight, bias)  # type: ignore[no-untyped-call]
         elif flat.device.type != "cpu" or torch.compiler.is_compiling():
-            product = torch.baddbmm(self.bias[:, None], flat, self.weight.mT)
+            product = torch.baddbmm(bias[:, None], flat, weight.mT)
         elif torch.is_grad_enabled():
-            product = _BatchedStackedLinear.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            product = _BatchedStackedLinear.apply(flat, weight, bias)  # type: ignore[no-untyped-call]
         else:
-            product = _batched_product(flat, self.weight, self.bias)
+            product = _batched_product(flat, weight, bias)
         return product.reshape(*x.shape[:-1], out_features)
 
 

@@ -1,7 +1,7 @@
 """Torso and head put together: observations -> action values."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,22 @@ class QNetwork(nn.Module):
         features = scale_gradient(self.torso(obs), self.torso_gradient_scale)
         output: QOutput | DuelingOutput | BehaviourOutput | FittedOutput = self.head(features)
         return output
+
+    def preferences(self, obs: Tensor) -> Tensor:
+        """What ranks the actions as ``q`` does, ``[B, *obs_shape] -> [B, A]``, at the least cost.
+
+        Enough to act greedily; differences between actions are those of ``q``, but for rounding.
+        """
+        features = self.torso(obs)
+        if isinstance(self.head, DuelingHead):
+            return self.head.preferences(features)
+        q: Tensor = self.head(features).q
+        return q
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As that of ``nn.Module``; the torso also where :meth:`preferences` calls it."""
+        super().compile(*args, **kwargs)
+        self.torso.compile(*args, **kwargs)
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
