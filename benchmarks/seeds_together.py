@@ -38,7 +38,7 @@ class Config:
     """Vectors or MinAtar's boards."""
     members: tuple[str, ...] = ("dqn", "va")
     """Of the family."""
-    num_seeds: tuple[int, ...] = (5, 10, 20)
+    num_seeds: tuple[int, ...] = (5, 10, 20, 40)
     """Seeds trained side by side in a process; all of these are measured."""
     steps: int = 12_000
     """Steps of each seed, per repeat."""

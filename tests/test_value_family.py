@@ -708,12 +708,18 @@ def test_large_products_are_those_of_torch(
 
 
 @pytest.mark.parametrize("learns", [False, True])
-@pytest.mark.parametrize("first", [0, 6])
+@pytest.mark.parametrize(("first", "turns"), [(0, True), (0, False), (6, True)])
 @pytest.mark.parametrize(("rows", "out_features"), [(1, 40), (3, 40), (4, 40), (7, 40), (90, 40)])
 def test_few_rows_and_many_are_multiplied_alike(
-    rows: int, out_features: int, first: int, learns: bool, monkeypatch: pytest.MonkeyPatch
+    rows: int,
+    out_features: int,
+    first: int,
+    turns: bool,
+    learns: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(linear_module, "_USES_ONEDNN", False)
+    monkeypatch.setattr(linear_module, "_TURNS_PRODUCTS", turns)
     torch.manual_seed(0)
     layer = StackedLinear(3, 25, out_features)
     x = torch.randn(3, rows, 25)
