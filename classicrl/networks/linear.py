@@ -191,9 +191,9 @@ class _OneDnnStackedLinear(torch.autograd.Function):
 
 # -- products by the BLAS, many at a time ----------------------------------------------------------
 
-# The longer side first: with AVX2 a tenth faster, and twice as fast with the few rows that are acted
-# on; with one or two it is the slower. With AVX-512 (Zen 4) it costs an update about 3%, and half as
-# much again with 8 rows.
+# The longer side first: with AVX2 a tenth faster, and twice as fast with the few rows that are
+# acted on; with one or two it is the slower. With AVX-512 (Zen 4) it costs an update about 3%, and
+# half as much again with 8 rows.
 _MIN_TURNED_ROWS = 4
 _TURNS_PRODUCTS = torch.backends.cpu.get_cpu_capability() == "AVX2"
 
