@@ -1,6 +1,11 @@
-"""What control groups leave to a process, from files such as the kernel shows."""
+"""What control groups leave to a process, from files such as the kernel shows; and that a process
+keeps the memory it has freed."""
 
 import math
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +71,32 @@ def test_memory_of_the_machine_is_cut_by_that_of_the_group(monkeypatch: pytest.M
     assert machine.available_memory(cpu) > 10_000
     monkeypatch.setattr(machine, "group_memory", lambda: 10_000)
     assert machine.available_memory(cpu) == 10_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="requires glibc")
+def test_freed_memory_is_kept() -> None:
+    program = """
+import resource, sys, numpy
+if sys.argv[1] == "kept":
+    from classicrl.machine import set_threads
+    set_threads(1)
+for _ in range(2):  # one array of 50 MB at a time
+    numpy.empty(50_000_000, dtype=numpy.uint8).fill(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    numpy.empty(50_000_000, dtype=numpy.uint8).fill(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {}
+    for mode in ("kept", "returned"):
+        # NumPy asks for huge pages otherwise, where there are a few faults in either case.
+        ran = subprocess.run(
+            [sys.executable, "-c", program, mode],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"},
+        )
+        faults[mode] = int(ran.stdout)
+    # 24 for each array where the kernel takes huge pages by itself.
+    assert faults["kept"] < 20 < 100 < faults["returned"], faults

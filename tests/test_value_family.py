@@ -594,6 +594,16 @@ def test_members_explore_as_each_would_alone(epsilon: float) -> None:
         assert found.tolist() == np.concatenate(expected).tolist()
 
 
+def test_exploring_takes_every_action_alike() -> None:
+    greedy = np.full(40_000, 2)
+    action = epsilon_greedy(greedy, 0.3, 5, np.random.default_rng(0))
+    share = np.bincount(action, minlength=5) / len(greedy)
+    expected = np.array([0.06, 0.06, 0.76, 0.06, 0.06])
+    assert len(share) == 5
+    assert (np.abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / len(greedy))).all()
+    assert np.array_equal(epsilon_greedy(greedy, 0.0, 5, np.random.default_rng(1)), greedy)
+
+
 def test_members_do_not_touch_each_other() -> None:
     one, other = family_learner("va", [1, 2, 3]), family_learner("va", [1, 7, 3])
     batch = vector_batch(9, members=3)
