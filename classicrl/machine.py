@@ -36,7 +36,7 @@ def set_threads(num_threads: int) -> int:
     Also has the CPU take denormal numbers as zero. Adam's moments of rarely used weights decay into
     them, on which arithmetic is many times slower; threads inherit the setting if it is made
     before they are. And has glibc keep freed memory: it returns arrays of over 32 MiB to the
-    system, which then clears every page of the next one, a fifth of the time of PPO's updates.
+    system, which clears every page of the next one.
     """
     threads = num_threads or available_cpus()
     torch.set_flush_denormal(True)
