@@ -579,8 +579,22 @@ def test_a_network_of_a_users_own_acts_by_its_q() -> None:
         def forward(self, features: Tensor) -> QOutput:  # type: ignore[override]
             return QOutput(super().forward(features))
 
+    class Backwards(QNetwork):
+        def forward(self, obs: Tensor) -> QOutput:
+            return QOutput(-super().forward(obs).q)
+
+    class BackwardsHead(DuelingHead):
+        def forward(self, features: Tensor) -> DuelingOutput:
+            q, value, advantage = super().forward(features)[:3]
+            return DuelingOutput(-q, value, advantage)
+
     obs = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
-    for net in (Own(), QNetwork(MLPTorso(3, (5,)), OwnHead(5, 4))):
+    for net in (
+        Own(),
+        QNetwork(MLPTorso(3, (5,)), OwnHead(5, 4)),
+        Backwards(MLPTorso(3, (5,)), DuelingHead(5, 4, 6)),
+        QNetwork(MLPTorso(3, (5,)), BackwardsHead(5, 4, 6)),
+    ):
         assert torch.equal(DQNLearner(net).act(obs), net(obs).q.argmax(dim=1))
 
 

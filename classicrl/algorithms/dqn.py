@@ -145,7 +145,7 @@ class DQNLearner:
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """Greedy actions, ``[N, *obs_shape] -> int64 [N]``."""
-        if isinstance(self.online, QNetwork):
+        if type(self.online) is QNetwork:  # a subclass may rank actions by a Q of its own
             return self.online.preferences(obs).argmax(dim=-1)
         return self.action_values(obs).argmax(dim=-1)
 

@@ -129,7 +129,7 @@ class DuelingHead(nn.Module):
     def preferences(self, features: Tensor) -> Tensor:
         """F, ``[B, A]``: it ranks the actions as Q does, for V and the centre are the same for all.
 
-        At most half of the first layers' arithmetic, which is what acting costs.
+        At most half of the first layers' arithmetic.
         """
         raw: Tensor = self.advantage(torch.relu(self.hidden(features, first=self.width)))
         return raw

@@ -69,7 +69,7 @@ class QNetwork(nn.Module):
         Enough to act greedily; differences between actions are those of ``q``, but for rounding.
         """
         features = self.torso(obs)
-        if isinstance(self.head, DuelingHead):
+        if type(self.head) is DuelingHead:  # a subclass may have a Q of its own
             return self.head.preferences(features)
         q: Tensor = self.head(features).q
         return q
