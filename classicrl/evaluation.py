@@ -111,8 +111,7 @@ def epsilon_greedy(
     greedy: NDArray[np.int64], epsilon: float, num_actions: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Replaces each of ``[N]`` actions, with probability epsilon, by a uniformly random one."""
-    chance, which = rng.random((2, len(greedy)))
-    return np.where(chance < epsilon, (which * num_actions).astype(np.int64), greedy)
+    return members_epsilon_greedy(greedy[None], epsilon, num_actions, [rng])
 
 
 def members_epsilon_greedy(
