@@ -111,7 +111,8 @@ def epsilon_greedy(
     greedy: NDArray[np.int64], epsilon: float, num_actions: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Replaces each of ``[N]`` actions, with probability epsilon, by a uniformly random one."""
-    return members_epsilon_greedy(greedy[None], epsilon, num_actions, [rng])
+    explore = rng.random(len(greedy)) < epsilon
+    return np.where(explore, rng.integers(num_actions, size=len(greedy)), greedy)
 
 
 def members_epsilon_greedy(
@@ -124,11 +125,10 @@ def members_epsilon_greedy(
 
     int64 ``[K, N] -> [K * N]``; a member's actions are those that it would take alone.
     """
-    drawn = np.empty((len(rngs), 2, greedy.shape[1]))
-    for rng, own in zip(rngs, drawn, strict=True):
-        rng.random(out=own)
-    chance, which = drawn[:, 0].ravel(), drawn[:, 1].ravel()
-    return np.where(chance < epsilon, (which * num_actions).astype(np.int64), greedy.ravel())
+    num_envs = greedy.shape[1]
+    drawn = [(rng.random(num_envs), rng.integers(num_actions, size=num_envs)) for rng in rngs]
+    explore = np.concatenate([chance for chance, _ in drawn]) < epsilon
+    return np.where(explore, np.concatenate([action for _, action in drawn]), greedy.ravel())
 
 
 def acting_distribution(
